@@ -1,0 +1,23 @@
+"""``serve``: run the daemon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from acp_gateway.cli.base import command
+from acp_gateway.cli.options import load, resolve, settings_options
+
+
+@command("serve")
+@settings_options
+def serve(**flags: Any) -> int:
+    """Serve agents until Ctrl-C.
+
+    Every flag is also an environment variable (--max-sessions is ACP_GATEWAY_MAX_SESSIONS) and a
+    key of the configuration file (max_sessions); `acp-gateway config show` lists them all.
+    """
+    loaded = load(flags)
+    profiles = resolve(loaded)
+    from acp_gateway.daemon import run
+
+    return int(run(loaded, profiles))

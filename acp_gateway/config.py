@@ -1,0 +1,237 @@
+"""Settings: every number and switch of the daemon, and where its value came from.
+
+Precedence: flag > environment ``ACP_GATEWAY_*`` > TOML file > default. The file is
+``acp-gateway/config.toml`` in the user's configuration directory, or the one that ``--config`` or
+``ACP_GATEWAY_CONFIG`` names; it is never looked for in a workspace: a repository must not choose
+the command that runs. Settings are keys at the root of the file, ``-`` and ``_`` are the same in
+them, relative paths start at the file's directory; ``[agents.NAME]`` tables describe agents
+(`AgentSpec`). In the environment a setting with several values is one value or a JSON array.
+
+This module holds the shapes and the errors; `acp_gateway.config_load` reads and checks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
+
+import attrs
+
+APP_NAME: Final = "acp-gateway"
+ENV_PREFIX: Final = "ACP_GATEWAY_"
+CONFIG_VARIABLE: Final = "ACP_GATEWAY_CONFIG"
+SECRET_SETTINGS: Final = frozenset({"token"})
+"""Settings whose value is never printed."""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+Isolation = Literal["session", "shared"]
+LogFormat = Literal["auto", "console", "json"]
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """All settings. Times are seconds, sizes are bytes."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback needs a token."""
+    port: int = 4170
+    """TCP port; 0 takes any free one."""
+    workspace: tuple[Path, ...] = ()
+    """Roots that sessions may work in; the current directory when empty."""
+    agent: tuple[str, ...] = ("auto",)
+    """Agents to serve: NAME, 'COMMAND ARGS' or NAME=COMMAND. The first is the default."""
+    isolation: Isolation = "session"
+    """``session``: a child process for each session. ``shared``: sessions share children."""
+    max_sessions: int = 20
+    token: str | None = attrs.field(default=None, repr=False)
+    """Bearer token that clients must present."""
+    token_file: Path | None = None
+    """File whose first line is the token."""
+    require_auth: bool = False
+    """Refuse to start without a token, also on loopback."""
+    strict_acp: bool = False
+    """Follow the remote transport RFD to the letter where real clients need leniency."""
+    trust_loopback: bool = False
+    """Let loopback peers use mutation routes without a token."""
+    allow_origin: tuple[str, ...] = ()
+    """Extra Origins (scheme://host[:port]) that browsers may connect from."""
+    permission_timeout: float = 300.0
+    """An unanswered permission request is answered ``cancelled`` after this long."""
+    max_queued_prompts: int = 5
+    """Prompts of one session that may run or wait."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    event_ring_size: int = 8000
+    """Events kept per session for replay."""
+    event_ring_bytes: int = 32 * MIB
+    """Bytes of events kept per session for replay."""
+    total_ring_bytes: int = 256 * MIB
+    """Bytes of events kept by all sessions together."""
+    transcript_bytes: int = 8 * MIB
+    """Bytes of compacted history kept per session beside the ring."""
+    open: bool = False
+    """Open the status page in a browser after start."""
+    log_format: LogFormat = "auto"
+    """``auto``: console on a terminal, else JSON lines."""
+
+    handshake_timeout: float = 10.0
+    """Time an agent has to answer initialize (a profile may ask for more)."""
+    agent_request_timeout: float = 60.0
+    """Time an agent has to answer anything but a prompt."""
+    cancel_timeout: float = 10.0
+    """Time an agent has to end a cancelled turn before it is stopped."""
+    stall_timeout: float = 2.0
+    """A subscriber whose socket took nothing for this long no longer holds up its session."""
+    evict_timeout: float = 10.0
+    """A peer whose socket took nothing for this long is disconnected."""
+    initialize_timeout: float = 30.0
+    """Time a new connection has to send initialize."""
+    linger: float = 1800.0
+    """An unattached, idle session is closed after this long."""
+    linger_unprompted: float = 60.0
+    """The same for a session that was never prompted."""
+    http_connection_idle: float = 300.0
+    """A Streamable HTTP connection without an open stream ends after this long."""
+    shutdown_grace: float = 10.0
+    """Time that SIGTERM leaves for running turns and agents to end."""
+    max_connections: int = 64
+    """``/acp`` connections, WebSocket and HTTP together."""
+    max_tcp_connections: int = 512
+    """Sockets of any kind."""
+    max_subscribers: int = 64
+    """Subscribers of one session."""
+    max_message_bytes: int = 10 * MIB
+    """Largest message accepted from a client."""
+    max_agent_line_bytes: int = 64 * MIB
+    """Largest line accepted from an agent."""
+    flow_pause_bytes: int = 4 * MIB
+    """A progressing subscriber this far behind pauses the reading of its agent."""
+    spare_agents: int = 1
+    """Agents kept started ahead of need (``session`` isolation)."""
+    spare_idle: float = 600.0
+    """An unused spare is stopped after this long without clients."""
+    max_agents: int = 0
+    """Agent processes at once; 0 derives it from the memory available at start."""
+    sessions_per_agent: int = 20
+    """Sessions that one child carries (``shared`` isolation)."""
+    agent_idle: float = 600.0
+    """A shared agent without sessions is stopped after this long."""
+    health_interval: float = 15.0
+    """Time between health checks of agents that can answer one."""
+
+
+@attrs.frozen(kw_only=True)
+class AgentSpec:
+    """One ``[agents.NAME]`` table: a new agent, or changes to the known one of that name."""
+
+    command: tuple[str, ...] | None = None
+    """Words of the command; a string in the file is split as a shell splits words."""
+    title: str | None = None
+    env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """Variables set for the agent."""
+    env_pass: tuple[str, ...] = ()
+    """Further variables of the daemon that the agent may see; ``*`` matches any characters."""
+    cwd: Path | None = None
+    """Directory the agent is started in; the session's workspace when absent."""
+    handshake_timeout: float | None = None
+    """Seconds; ``Settings.handshake_timeout`` when absent."""
+    quirks: Mapping[str, Any] = attrs.field(factory=dict)
+    """Fields of ``runtime.agent_profile.Quirks``."""
+
+
+@attrs.frozen(kw_only=True)
+class LoadedSettings:
+    """What `load_settings` found."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+    """For each setting ``flag --port``, ``environment ACP_GATEWAY_PORT``, ``file PATH`` or
+    ``default``."""
+    agents: Mapping[str, AgentSpec] = attrs.field(factory=dict)
+    """The ``[agents.NAME]`` tables of the file."""
+    config_file: Path | None = None
+    """The file that was read, if there was one."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. Nothing was started.
+
+    ``message`` is one sentence, ``source`` says where the value came from (as in
+    `LoadedSettings.sources`), ``remedy`` what to do. ``exit_code`` is the command's status.
+    """
+
+    exit_code: ClassVar[int] = 3
+    kind: ClassVar[str] = "config_error"
+
+    def __init__(
+        self, message: str, *, remedy: str | None = None, source: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.source = source
+
+
+class PortError(ConfigError):
+    """The address cannot be listened on."""
+
+    exit_code = 4
+    kind = "port_unavailable"
+
+
+class AgentNotFoundError(ConfigError):
+    """An agent was asked for that is unknown or not installed."""
+
+    exit_code = 5
+    kind = "agent_not_found"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``Did you mean "port"?`` or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f'Did you mean "{near[0]}"?' if near else ""
+
+
+def is_loopback(host: str) -> bool:
+    """True where only this machine can connect. Names but ``localhost`` count as public."""
+    name = host.strip("[]").split("%")[0]
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def default_config_file() -> Path:
+    """Where the user's file is looked for."""
+    import platformdirs
+
+    return platformdirs.user_config_path(APP_NAME, appauthor=False) / "config.toml"
+
+
+AGENT_NAME: Final = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
+"""A name that can stand in a URL path."""
+
+
+def split_command(text: str, source: str | None = None) -> tuple[str, ...]:
+    """Words of a command line, split as a POSIX shell splits them. Raises `ConfigError`."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"The command {text!r} has a quote that is never closed.",
+            remedy="Close the quote, or escape it with a backslash.",
+            source=source,
+        ) from error
+    if not words or not words[0]:
+        raise ConfigError(
+            "The command of an agent is empty.", remedy="Name a program.", source=source
+        )
+    return tuple(words)

@@ -1,0 +1,1 @@
+"""State machines. Time comes in as a float, effects go out as values; no clock, task or file."""

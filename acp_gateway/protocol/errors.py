@@ -1,0 +1,111 @@
+"""Every failure that a client can see, in one table.
+
+Rule 1: a `GatewayError` is the only exception whose text reaches the wire; a foreign exception
+becomes ``internal`` without its text. Rule 2: the kind decides the JSON-RPC code and the HTTP
+status; nobody else does. Codes: ACP v1 "Error codes"; JSON-RPC 2.0 §5.1.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Final
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+AUTH_REQUIRED: Final = -32000
+RESOURCE_NOT_FOUND: Final = -32002
+REQUEST_CANCELLED: Final = -32800
+
+
+class ErrorKind(Enum):
+    """Closed set. Value: (JSON-RPC code, HTTP status, may a retry help)."""
+
+    PARSE_ERROR = ("parse_error", PARSE_ERROR, 400, False)
+    INVALID_REQUEST = ("invalid_request", INVALID_REQUEST, 400, False)
+    NOT_INITIALIZED = ("not_initialized", INVALID_REQUEST, 400, False)
+    ALREADY_INITIALIZED = ("already_initialized", INVALID_REQUEST, 400, False)
+    BATCH_UNSUPPORTED = ("batch_unsupported", INVALID_REQUEST, 501, False)
+    METHOD_NOT_FOUND = ("method_not_found", METHOD_NOT_FOUND, 404, False)
+    INVALID_PARAMS = ("invalid_params", INVALID_PARAMS, 400, False)
+    WORKSPACE_MISMATCH = ("workspace_mismatch", INVALID_PARAMS, 400, False)
+    SESSION_NOT_ATTACHED = ("session_not_attached", INVALID_PARAMS, 403, False)
+    SESSION_NOT_FOUND = ("session_not_found", RESOURCE_NOT_FOUND, 404, False)
+    RESOURCE_NOT_FOUND = ("resource_not_found", RESOURCE_NOT_FOUND, 404, False)
+    PATH_OUTSIDE_WORKSPACE = ("path_outside_workspace", INVALID_PARAMS, 403, False)
+    FILE_ERROR = ("file_error", INTERNAL_ERROR, 400, False)
+    FILE_TOO_LARGE = ("file_too_large", INVALID_PARAMS, 413, False)
+    REQUEST_CANCELLED = ("request_cancelled", REQUEST_CANCELLED, 499, False)
+    AUTH_REQUIRED = ("auth_required", AUTH_REQUIRED, 401, False)
+    CONNECTION_NOT_FOUND = ("connection_not_found", INVALID_REQUEST, 404, False)
+    CONNECTION_LIMIT = ("connection_limit_exceeded", INTERNAL_ERROR, 503, True)
+    SUBSCRIBER_LIMIT = ("subscriber_limit_exceeded", INTERNAL_ERROR, 503, True)
+    REQUEST_LIMIT = ("request_limit_exceeded", INTERNAL_ERROR, 503, True)
+    SESSION_LIMIT = ("session_limit_exceeded", INTERNAL_ERROR, 503, True)
+    AGENT_LIMIT = ("agent_limit_exceeded", INTERNAL_ERROR, 503, True)
+    PROMPT_QUEUE_FULL = ("prompt_queue_full", INTERNAL_ERROR, 503, True)
+    SESSION_CLOSED = ("session_closed", RESOURCE_NOT_FOUND, 404, False)
+    SESSION_WRITER_CONFLICT = ("session_writer_conflict", -32020, 409, False)
+    AGENT_START_FAILED = ("agent_start_failed", INTERNAL_ERROR, 502, True)
+    AGENT_EXITED = ("agent_exited", INTERNAL_ERROR, 502, True)
+    AGENT_UNRESPONSIVE = ("agent_unresponsive", INTERNAL_ERROR, 504, True)
+    AGENT_ERROR = ("agent_error", INTERNAL_ERROR, 502, False)
+    UNSUPPORTED_BY_AGENT = ("unsupported_by_agent", METHOD_NOT_FOUND, 501, False)
+    SHUTTING_DOWN = ("shutting_down", INTERNAL_ERROR, 503, True)
+    INTERNAL = ("internal", INTERNAL_ERROR, 500, False)
+
+    def __init__(self, word: str, code: int, http_status: int, retryable: bool) -> None:
+        self.word = word
+        self.code = code
+        self.http_status = http_status
+        self.retryable = retryable
+
+
+class GatewayError(Exception):
+    """An expected failure.
+
+    ``message`` is one sentence for a person; ``remedy`` says what to do about it; ``data`` are
+    further members of the JSON-RPC ``error.data``.
+    """
+
+    def __init__(
+        self, kind: ErrorKind, message: str, *, remedy: str | None = None, **data: Any
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.remedy = remedy
+        self.data = data
+
+    def to_jsonrpc(self) -> dict[str, Any]:
+        """The JSON-RPC error object; ``data`` keeps the members that Qwen's SDK maps to HTTP."""
+        data: dict[str, Any] = {
+            "errorKind": self.kind.word,
+            "httpStatus": self.kind.http_status,
+            **self.data,
+        }
+        if self.kind.retryable:
+            data.setdefault("retryable", True)
+        if self.remedy:
+            data["remedy"] = self.remedy
+        return {"code": self.kind.code, "message": self.message, "data": data}
+
+    def to_http(self) -> tuple[int, dict[str, Any]]:
+        """Status and JSON body of the same failure over HTTP."""
+        body: dict[str, Any] = {"error": self.message, "code": self.kind.word, **self.data}
+        if self.remedy:
+            body["remedy"] = self.remedy
+        return self.kind.http_status, body
+
+
+class AgentError(GatewayError):
+    """The agent answered a request with an error of its own; it is passed on unchanged."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(ErrorKind.AGENT_ERROR, str(error.get("message", "agent error")))
+        self.error = error
+
+    def to_jsonrpc(self) -> dict[str, Any]:
+        return self.error

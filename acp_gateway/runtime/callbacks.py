@@ -1,0 +1,176 @@
+"""The gateway as an ACP *client* towards an agent: permissions, files, Qwen's callbacks.
+
+Every request of an agent gets exactly one answer, also when its session ends meanwhile; the one
+exception is a request that the agent itself took back.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import trio
+
+from acp_gateway.config import Settings
+from acp_gateway.core.permissions import Question, Settled
+from acp_gateway.protocol.converter import read
+from acp_gateway.protocol.errors import (
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    ErrorKind,
+    GatewayError,
+)
+from acp_gateway.protocol.types import ReadTextFileParams, WriteTextFileParams
+from acp_gateway.runtime.agent_host import AgentHost
+from acp_gateway.runtime.workspace import Workspace
+from acp_gateway.wire.json_codec import loads
+
+if TYPE_CHECKING:
+    from acp_gateway.runtime.session import Session
+
+log = structlog.get_logger("acp_gateway.callbacks")
+
+MAX_QUESTIONS: Final = 64
+FORWARD_TIMEOUT: Final = 30.0
+_DRAIN_ANSWER: Final[dict[str, Any]] = {"messages": [], "items": [], "hasQueuedPrompt": False}
+"""One refusal of ``craft/drainMidTurnQueue`` would switch the feature off in qwen for good."""
+
+
+class AgentCallbacks:
+    def __init__(self, session: Session, workspace: Workspace, settings: Settings) -> None:
+        self._session = session
+        self._workspace = workspace
+        self._settings = settings
+        self._questions: dict[Any, Question] = {}
+        """Open questions by the agent's own request id."""
+
+    def serve(
+        self, host: AgentHost, id: bytes, method: str, params: Any, nursery: trio.Nursery
+    ) -> None:
+        """A request of the agent, in wire order. Never blocks."""
+        if method == "session/request_permission":
+            self._ask(host, id, params, nursery)
+        elif method == "craft/drainMidTurnQueue":
+            host.respond(
+                id, {**_DRAIN_ANSWER, "hasQueuedPrompt": bool(self._session.queue.waiting)}
+            )
+        elif method in ("fs/read_text_file", "fs/write_text_file"):
+            nursery.start_soon(self._file, host, id, method, params)
+        else:
+            host.respond_error(
+                id,
+                {
+                    "code": METHOD_NOT_FOUND,
+                    "message": f"Method not found: {method}",
+                    "data": {"method": method},
+                },
+            )
+
+    # ---- permissions ----------------------------------------------------------------------------
+
+    def _ask(self, host: AgentHost, id: bytes, params: Any, nursery: trio.Nursery) -> None:
+        session = self._session
+        options = params.get("options")
+        ids = frozenset(
+            option["optionId"]
+            for option in (options if isinstance(options, list) else ())
+            if isinstance(option, dict) and isinstance(option.get("optionId"), str)
+        )
+        if not ids or not isinstance(params.get("toolCall"), dict):
+            host.respond_error(
+                id,
+                {
+                    "code": INVALID_PARAMS,
+                    "message": "session/request_permission needs a toolCall and options with ids",
+                },
+            )
+            return
+        key = loads(id)
+        request_id = uuid.uuid4().hex
+        meta = params.get("_meta")
+        meta = dict(meta) if isinstance(meta, dict) else {}
+        meta["qwen"] = {**(meta.get("qwen") or {}), "requestId": request_id}
+        question = Question(
+            request_id,
+            {**params, "sessionId": session.id, "_meta": meta},
+            ids,
+            lambda question: self._settled(host, id, key, question),
+        )
+        running = session.queue.running
+        cancelled = running is not None and running.cancel_requested
+        session.board.ask(question)
+        self._questions[key] = question
+        if cancelled or len(session.board) > MAX_QUESTIONS:
+            session.board.end(question, Settled.CANCEL)
+            return
+        session.touch()
+        for client in tuple(session.clients.values()):
+            client.ask(session, question)
+        nursery.start_soon(self._expire, question)
+
+    async def _expire(self, question: Question) -> None:
+        await trio.sleep(self._settings.permission_timeout)
+        if self._session.board.end(question, Settled.TIMEOUT):
+            log.info("permission_timeout", session_id=self._session.id)
+
+    def _settled(self, host: AgentHost, id: bytes, key: Any, question: Question) -> None:
+        session = self._session
+        self._questions.pop(key, None)
+        if question.reason is not Settled.WITHDRAWN and host.alive:
+            host.respond(id, question.result)
+        outcome = (question.result or {}).get("outcome")
+        session.notice(
+            "permission_resolved",
+            requestId=question.request_id,
+            outcome=outcome,
+            reason=question.reason.value if question.reason else None,
+            **({"voterClientId": question.voter} if question.voter else {}),
+        )
+        for client in tuple(session.clients.values()):
+            client.question_over(session, question)
+        session.wake()
+
+    def withdraw(self, request_id: Any) -> None:
+        """``$/cancel_request`` of the agent for a question it asked."""
+        question = self._questions.get(request_id)
+        if question is not None:
+            # It still wants an answer to its request (ACP v1: the original MUST be answered).
+            self._session.board.end(question, Settled.CANCEL)
+
+    # ---- files ----------------------------------------------------------------------------------
+
+    async def _file(self, host: AgentHost, id: bytes, method: str, params: Any) -> None:
+        session = self._session
+        reading = method == "fs/read_text_file"
+        running = session.queue.running
+        origin = session.clients.get(running.origin or "") if running is not None else None
+        try:
+            if origin is not None and (origin.reads_files if reading else origin.writes_files):
+                with trio.fail_after(FORWARD_TIMEOUT):
+                    result = await origin.forward(
+                        session, method, {**params, "sessionId": session.id}
+                    )
+            elif reading:
+                wanted = read(ReadTextFileParams, params)
+                content = await self._workspace.read_text(
+                    wanted.path, session.opening.roots, wanted.line, wanted.limit
+                )
+                result = {"content": content}
+            else:
+                given = read(WriteTextFileParams, params)
+                await self._workspace.write_text(given.path, given.content, session.opening.roots)
+                result = {}
+        except GatewayError as exc:
+            host.respond_error(id, exc.to_jsonrpc())
+        except trio.TooSlowError:
+            error = GatewayError(
+                ErrorKind.FILE_ERROR, f"The client did not answer {method} in time"
+            )
+            host.respond_error(id, error.to_jsonrpc())
+        except trio.Cancelled:
+            error = GatewayError(ErrorKind.REQUEST_CANCELLED, "The session is closing")
+            host.respond_error(id, error.to_jsonrpc())
+            raise
+        else:
+            host.respond(id, result)

@@ -1,0 +1,80 @@
+"""What a session last said of itself: modes, configuration options, models, title, commands.
+
+Taken from the answer that opened it and kept up by the agent's updates, so that a client that
+attaches later is told the present state and not the first one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from acp_gateway.wire.json_codec import loads
+
+
+class SessionState:
+    def __init__(self) -> None:
+        self.modes: dict[str, Any] | None = None
+        self.config_options: list[Any] | None = None
+        self.models: dict[str, Any] | None = None
+        self.title: str | None = None
+        self.commands: list[Any] = []
+        self.meta: dict[str, Any] = {}
+
+    def opened(self, result: dict[str, Any]) -> None:
+        """Take over the answer to new, load or resume."""
+        modes, models = result.get("modes"), result.get("models")
+        options, meta = result.get("configOptions"), result.get("_meta")
+        self.meta = meta if isinstance(meta, dict) else {}
+        if isinstance(modes, dict):
+            self.modes = modes
+            _name_items(modes.get("availableModes"), "id")
+        if isinstance(models, dict):
+            self.models = models
+            _name_items(models.get("availableModels"), "modelId")
+        if isinstance(options, list):
+            self.config_options = options
+
+    def note(self, kind: str, line: bytes) -> None:
+        """Take over an update, a JSON line."""
+        update = (loads(line).get("params") or {}).get("update") or {}
+        if kind == "current_mode_update":
+            self.set_mode(update.get("currentModeId"))
+        elif kind == "config_option_update":
+            options = update.get("configOptions")
+            if isinstance(options, list):
+                self.config_options = options
+        elif kind == "session_info_update":
+            if "title" in update:
+                title = update["title"]
+                self.title = title if isinstance(title, str) else None
+        elif kind == "available_commands_update":
+            commands = update.get("availableCommands")
+            self.commands = commands if isinstance(commands, list) else []
+
+    @property
+    def mode(self) -> Any:
+        return None if self.modes is None else self.modes.get("currentModeId")
+
+    def set_mode(self, mode_id: Any) -> None:
+        if self.modes is not None and isinstance(mode_id, str):
+            self.modes["currentModeId"] = mode_id
+
+    def set_model(self, model_id: Any) -> None:
+        if self.models is not None and isinstance(model_id, str):
+            self.models["currentModelId"] = model_id
+
+    def as_result(self) -> dict[str, Any]:
+        """The members that new, load and resume answer with."""
+        parts = {
+            "modes": self.modes,
+            "configOptions": self.config_options,
+            "models": self.models,
+        }
+        return {name: value for name, value in parts.items() if value is not None}
+
+
+def _name_items(items: Any, id_key: str) -> None:
+    # ``name`` is required by the schema and is what a client shows; some agents leave it out.
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and id_key in item:
+            item.setdefault("name", item[id_key])

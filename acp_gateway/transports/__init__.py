@@ -1,0 +1,1 @@
+"""Northbound: translate and guard. Knows no process, permission policy or file system."""

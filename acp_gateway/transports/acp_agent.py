@@ -1,0 +1,334 @@
+"""The gateway as an ACP *agent* towards its clients: the method table of ``/acp``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from acp_gateway.core.turn_queue import Turn
+from acp_gateway.protocol.capabilities import initialize_result
+from acp_gateway.protocol.converter import read
+from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
+from acp_gateway.protocol.methods import strip_private_meta
+from acp_gateway.protocol.types import (
+    AuthenticateParams,
+    InitializeParams,
+    LoadSessionParams,
+    PromptParams,
+    ResumeSessionParams,
+    SessionIdParams,
+    SetConfigOptionParams,
+    SetModelParams,
+    SetModeParams,
+)
+from acp_gateway.runtime.rpc import MethodTable
+from acp_gateway.runtime.session import Session
+from acp_gateway.runtime.sessions import SessionManager
+from acp_gateway.transports.connection import Connection, Context
+
+OWN_META = "acp_gateway"
+
+
+def own_meta(params: dict[str, Any]) -> dict[str, Any]:
+    """The members that a client addressed to the gateway itself."""
+    meta = params.get("_meta")
+    own = meta.get(OWN_META) if isinstance(meta, dict) else None
+    return own if isinstance(own, dict) else {}
+
+
+def for_agent(params: dict[str, Any]) -> dict[str, Any]:
+    """``params`` without what is meant for the gateway or reserved to it."""
+    params = strip_private_meta(params)
+    meta = params.get("_meta")
+    if isinstance(meta, dict) and OWN_META in meta:
+        rest = {key: value for key, value in meta.items() if key != OWN_META}
+        params = {key: value for key, value in params.items() if key != "_meta"}
+        if rest:
+            params["_meta"] = rest
+    return params
+
+
+class AcpAgent:
+    """The handlers. They wait for domain work and never own it."""
+
+    def __init__(self, manager: SessionManager) -> None:
+        self._manager = manager
+        self.methods = MethodTable(
+            {
+                "initialize": self.initialize,
+                "authenticate": self.authenticate,
+                "logout": self.logout,
+                "session/new": self.new,
+                "session/load": self.load,
+                "session/resume": self.resume,
+                "session/list": self.list,
+                "session/fork": self.fork,
+                "session/close": self.close,
+                "session/delete": self.delete,
+                "session/prompt": self.prompt,
+                "session/cancel": self.cancel,
+                "session/set_mode": self.set_mode,
+                "session/set_model": self.set_model,
+                "session/set_config_option": self.set_config_option,
+            },
+            fallback=self.extension,
+        )
+
+    # ---- connection -----------------------------------------------------------------------------
+
+    async def initialize(self, context: Context, params: dict[str, Any]) -> Any:
+        connection = context.connection
+        if connection.initialized:
+            raise GatewayError(
+                ErrorKind.ALREADY_INITIALIZED,
+                "This connection is initialized already",
+                remedy="open another connection",
+            )
+        shape = read(InitializeParams, {"protocolVersion": 1, **params})
+        connection.initialized = True
+        connection.capabilities = shape.client_capabilities
+        connection.client_name = shape.client_info.name if shape.client_info else None
+        connection.wants_cursor = own_meta(params).get("cursor") is True
+        handshake = await self._manager.pool.handshake(connection.profile)
+        return initialize_result(
+            handshake,
+            connection_id=connection.id,
+            workspaces=tuple(str(root) for root in self._manager.workspace.roots),
+            agents=tuple(self._manager.profiles),
+            profile=connection.profile.name,
+        )
+
+    async def authenticate(self, context: Context, params: dict[str, Any]) -> Any:
+        read(AuthenticateParams, params)
+        result = await self._manager.pool.authenticate(
+            context.connection.profile, for_agent(params)
+        )
+        return result if isinstance(result, dict) else {}
+
+    async def logout(self, context: Context, params: dict[str, Any]) -> Any:
+        profile, pool = context.connection.profile, self._manager.pool
+        async with pool.borrow(profile) as host:
+            await host.request(
+                "logout", for_agent(params), timeout=self._manager.settings.agent_request_timeout
+            )
+        pool.retire_spares(profile)
+        return {}
+
+    # ---- sessions -------------------------------------------------------------------------------
+
+    async def new(self, context: Context, params: dict[str, Any]) -> Any:
+        key = own_meta(params).get("requestKey")
+        session = await self._manager.create(
+            for_agent(params),
+            context.connection.profile,
+            key if isinstance(key, str) else None,
+        )
+        context.connection.follow(context, session, history=True)
+        return self._opened(session)
+
+    def _opened(self, session: Session, *, resumed: bool = False) -> dict[str, Any]:
+        # ``sessionId`` also for load and resume: two known clients open the session's stream only
+        # when a result names it.
+        return {
+            "sessionId": session.id,
+            **session.state.as_result(),
+            "_meta": {
+                **session.state.meta,
+                OWN_META: {
+                    "epoch": session.epoch,
+                    "lastEventId": session.ring.last_id,
+                    "resumed": resumed,
+                },
+            },
+        }
+
+    async def load(self, context: Context, params: dict[str, Any]) -> Any:
+        read(LoadSessionParams, params)
+        session = await self._manager.open("load", for_agent(params), context.connection.profile)
+        own = own_meta(params)
+        last = own.get("lastEventId")
+        ring = session.ring
+        resumed = (
+            isinstance(last, int)
+            and own.get("epoch") == session.epoch
+            and ring.first_id - 1 <= last <= ring.last_id
+        )
+        context.connection.follow(
+            context, session, history=not resumed, last_event_id=last if resumed else None
+        )
+        return self._opened(session, resumed=resumed)
+
+    async def resume(self, context: Context, params: dict[str, Any]) -> Any:
+        read(ResumeSessionParams, params)
+        session = await self._manager.open("resume", for_agent(params), context.connection.profile)
+        context.connection.follow(context, session, history=False)
+        return self._opened(session)
+
+    async def list(self, context: Context, params: dict[str, Any]) -> Any:
+        # A spare that is just starting knows the stored sessions.
+        await self._manager.pool.handshake(context.connection.profile)
+        return await self._manager.list(for_agent(params), context.connection.profile)
+
+    async def fork(self, context: Context, params: dict[str, Any]) -> Any:
+        session = await self._manager.fork(for_agent(params), context.connection.profile)
+        context.connection.follow(context, session, history=False)
+        return self._opened(session)
+
+    async def close(self, context: Context, params: dict[str, Any]) -> Any:
+        shape = read(SessionIdParams, params)
+        session = self._manager.get(shape.session_id)
+        connection = context.connection
+        context.place(session)
+        others = [client for client in session.clients.values() if client is not connection]
+        if others:
+            connection.leave(session.id)
+        else:
+            await session.close("client_close")
+        return {}
+
+    async def delete(self, context: Context, params: dict[str, Any]) -> Any:
+        shape = read(SessionIdParams, params)
+        await self._manager.delete(
+            shape.session_id, for_agent(params), context.connection.profile
+        )
+        return {}
+
+    # ---- in a session ---------------------------------------------------------------------------
+
+    def session_of(self, context: Context, session_id: str) -> Session:
+        """The live session; a connection that did not attach to it follows it from now on."""
+        session = self._manager.get(session_id)
+        if session_id not in context.connection.subs:
+            context.connection.follow(context, session, history=False)
+            context.slot = None
+        return session
+
+    def admit(self, context: Context, params: dict[str, Any]) -> None:
+        """Take a prompt into its session's queue, in wire order (see `Connection`)."""
+        try:
+            shape = read(PromptParams, params)
+            if not shape.prompt:
+                raise GatewayError(
+                    ErrorKind.INVALID_PARAMS,
+                    "params.prompt must hold at least one content block",
+                    errors=[{"path": "params.prompt", "message": "must not be empty"}],
+                )
+            session = self.session_of(context, shape.session_id)
+            key = own_meta(params).get("promptKey")
+            turn = session.submit(
+                for_agent(params),
+                origin=context.connection.id,
+                key=key if isinstance(key, str) else None,
+            )
+        except GatewayError as exc:
+            context.refusal = exc
+            return
+        context.turn = turn
+        slot = context.place(session)
+        if slot is not None:
+            turn.when_settled(lambda _: slot.fix(session.ring.last_id))
+
+    async def prompt(self, context: Context, params: dict[str, Any]) -> Any:
+        if context.refusal is not None:
+            raise context.refusal
+        turn = context.turn
+        if turn is None:  # params were no object, or a transport did not admit
+            raise GatewayError(ErrorKind.INVALID_PARAMS, "params must be an object")
+        over = trio.Event()
+
+        def settled(_: Turn) -> None:
+            over.set()
+
+        turn.when_settled(settled)
+        try:
+            await over.wait()
+        finally:
+            turn.forget_observer(settled)
+        if isinstance(turn.outcome, GatewayError):
+            raise turn.outcome
+        return turn.outcome
+
+    async def cancel(self, context: Context, params: dict[str, Any]) -> Any:
+        """``session/cancel`` is a notification; sent as a request it is answered."""
+        shape = read(SessionIdParams, params)
+        self._manager.get(shape.session_id).cancel(context.connection.id)
+        return {}
+
+    async def set_mode(self, context: Context, params: dict[str, Any]) -> Any:
+        shape = read(SetModeParams, params)
+        session = self.session_of(context, shape.session_id)
+        result = await session.request(
+            "session/set_mode", for_agent(params), context.place(session)
+        )
+        if session.state.mode != shape.mode_id:
+            # The agent did not tell the others; the gateway does.
+            session.publish_update(
+                {"sessionUpdate": "current_mode_update", "currentModeId": shape.mode_id}
+            )
+        return result
+
+    async def set_model(self, context: Context, params: dict[str, Any]) -> Any:
+        shape = read(SetModelParams, params)
+        session = self.session_of(context, shape.session_id)
+        result = await session.request(
+            "session/set_model", for_agent(params), context.place(session)
+        )
+        session.state.set_model(shape.model_id)
+        session.notice("model_switched", modelId=shape.model_id)
+        session.wake()
+        return result
+
+    async def set_config_option(self, context: Context, params: dict[str, Any]) -> Any:
+        shape = read(SetConfigOptionParams, params)
+        session = self.session_of(context, shape.session_id)
+        result = await session.request(
+            "session/set_config_option", for_agent(params), context.place(session)
+        )
+        options = result.get("configOptions") if isinstance(result, dict) else None
+        if isinstance(options, list) and options != session.state.config_options:
+            session.publish_update(
+                {"sessionUpdate": "config_option_update", "configOptions": options}
+            )
+        return result
+
+    async def extension(self, context: Context, params: dict[str, Any]) -> Any:
+        """A method of the agent's own (``_…``): to the agent of its session, its answer back."""
+        connection = context.connection
+        session_id = params.get("sessionId")
+        if isinstance(session_id, str):
+            session = self.session_of(context, session_id)
+        elif connection.only_session is not None:
+            session = connection.only_session
+        else:
+            raise GatewayError(
+                ErrorKind.INVALID_PARAMS,
+                f"{context.request.method} needs params.sessionId: "
+                "it does not say which agent it is for",
+                remedy="add sessionId to params",
+                errors=[{"path": "params.sessionId", "message": "is required"}],
+            )
+        try:
+            return await session.request(
+                context.request.method, for_agent(params), context.place(session)
+            )
+        except AgentError as exc:
+            if exc.error.get("code") == ErrorKind.METHOD_NOT_FOUND.code:
+                raise GatewayError(
+                    ErrorKind.UNSUPPORTED_BY_AGENT,
+                    f'The agent {session.profile.name} does not know "{context.request.method}"',
+                    method=context.request.method,
+                    agent=session.profile.name,
+                ) from None
+            raise
+
+
+class AcpConnection(Connection):
+    """A connection whose prompts are admitted by an `AcpAgent`."""
+
+    def __init__(self, agent: AcpAgent, profile: Any) -> None:
+        super().__init__(profile, agent.methods)
+        self._agent = agent
+
+    def admit_prompt(self, context: Context, params: dict[str, Any]) -> None:
+        self._agent.admit(context, params)

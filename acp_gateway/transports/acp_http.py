@@ -1,0 +1,394 @@
+"""``/acp`` over Streamable HTTP: POST a message, GET a stream, DELETE the connection.
+
+Remote transport RFD with the leniency that real clients need: a missing ``Acp-Session-Id`` is
+forgiven (RFD-strict with ``strict_acp``), the session stream may be opened before the session is
+attached, a second GET of a stream takes it over. Each connection's nursery belongs to this service,
+not to a request: hypercorn cancels a request when its client goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import attrs
+import structlog
+import trio
+
+from acp_gateway.core.outlet import Outlet
+from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.protocol.methods import METHODS
+from acp_gateway.runtime.wakeup import Wakeup
+from acp_gateway.transports.acp_agent import AcpConnection
+from acp_gateway.transports.connection import Context
+from acp_gateway.transports.hub import Hub
+from acp_gateway.transports.outlets import Pump, sse_outlet
+from acp_gateway.wire.frames import SSE_KEEPALIVE, parse_last_event_id
+from acp_gateway.wire.json_codec import JsonError, dumps, loads
+from acp_gateway.wire.jsonrpc import InvalidMessage, Message, Request, classify, error_bytes
+
+log = structlog.get_logger("acp_gateway.http")
+
+KEEPALIVE: Final = 15.0
+UNATTACHED_STREAM: Final = 30.0
+"""How long a session stream may wait, silent, for its session to be attached."""
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@attrs.frozen
+class Answer:
+    """A plain HTTP response."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def error_answer(error: GatewayError, id: Any = None, status: int | None = None) -> Answer:
+    """A JSON-RPC error as the body, the kind's status (or another)."""
+    body = error_bytes(id, error.to_jsonrpc())
+    headers: tuple[tuple[str, str], ...] = (("content-type", "application/json"),)
+    code = error.kind.http_status if status is None else status
+    if code == 503:
+        headers += (("retry-after", "5"),)
+    return Answer(code, body, headers)
+
+
+def plain_error(status: int, code: str, message: str, remedy: str | None = None) -> Answer:
+    """An error of the transport itself: JSON, but no JSON-RPC."""
+    body = {"error": message, "code": code, **({"remedy": remedy} if remedy else {})}
+    return Answer(status, dumps(body), (("content-type", "application/json"),))
+
+
+class _Stream:
+    """One outlet with at most one GET that reads it."""
+
+    def __init__(self) -> None:
+        self.wakeup = Wakeup()
+        self.outlet = sse_outlet(self.wakeup)
+        self.reader: trio.CancelScope | None = None
+
+
+class HttpPeer(AcpConnection):
+    """The connection of one ``Acp-Connection-Id``."""
+
+    kind = "http"
+
+    def __init__(self, hub: Hub, profile: Any) -> None:
+        super().__init__(hub.agent, profile)
+        self.streams: dict[str | None, _Stream] = {None: _Stream()}
+        self.ended = trio.Event()
+        self.nursery: trio.Nursery | None = None
+        self.last_used = trio.current_time()
+
+    def stream_of(self, session_id: str | None) -> _Stream:
+        stream = self.streams.get(session_id)
+        if stream is None:
+            stream = self.streams[session_id] = _Stream()
+        return stream
+
+    def outlet_of(self, session_id: str | None) -> Outlet:
+        outlet = self.stream_of(session_id).outlet
+        if outlet.over:
+            self.kick(1013, "Resource limit")
+        return outlet
+
+    def answers_follow_load(self) -> bool:
+        # The answer is on the connection's stream; two clients open the session's only then.
+        return False
+
+    def kick(self, code: int, reason: str) -> None:
+        self.ended.set()
+
+    def spawn(self, context: Context) -> None:
+        if self.nursery is not None:
+            self.nursery.start_soon(self.serve, context)
+
+    @property
+    def streaming(self) -> bool:
+        return any(stream.reader is not None for stream in self.streams.values())
+
+    def forget_streams(self) -> None:
+        """Drop the streams of sessions that are over and read."""
+        for session_id, stream in tuple(self.streams.items()):
+            if session_id is not None and stream.reader is None and session_id not in self.subs:
+                outlet = stream.outlet
+                if not outlet.waiting_messages and not outlet.subs:
+                    del self.streams[session_id]
+
+
+class AcpHttp:
+    """The service behind the routes; `run` owns every connection's tasks."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._peers: dict[str, HttpPeer] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _own(self, peer: HttpPeer, *, task_status: trio.TaskStatus[None]) -> None:
+        """The life of one connection."""
+        self._peers[peer.id] = peer
+        self._hub.add(peer)
+        try:
+            async with trio.open_nursery() as nursery:
+                peer.nursery = nursery
+                nursery.start_soon(self._expire, peer)
+                task_status.started()
+                await peer.ended.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            peer.nursery = None
+            del self._peers[peer.id]
+            self._hub.remove(peer)
+            for stream in peer.streams.values():
+                if stream.reader is not None:
+                    stream.reader.cancel()
+            peer.release()
+
+    async def _expire(self, peer: HttpPeer) -> None:
+        while True:
+            await trio.sleep(5)
+            peer.forget_streams()
+            idle = trio.current_time() - peer.last_used
+            if not peer.streaming and idle > self._hub.settings.http_connection_idle:
+                log.info("connection_expired", connection=peer.id)
+                peer.ended.set()
+
+    # ---- POST -----------------------------------------------------------------------------------
+
+    async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """One message of a client. ``headers`` are case-insensitive."""
+        profile = self._hub.profile_at(path)
+        if profile is None:
+            return plain_error(404, "not_found", f"There is no agent at {path}")
+        media = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != "application/json":
+            return plain_error(
+                415, "unsupported_media_type", "Content-Type must be application/json"
+            )
+        parsed = _parse(body)
+        if isinstance(parsed, Answer):
+            return parsed
+        message = parsed
+        if isinstance(message, Request) and message.method == "initialize":
+            return await self._initialize(profile, message)
+        id = message.id if isinstance(message, Request) else None
+        connection_id = headers.get("acp-connection-id")
+        if not connection_id:
+            error = GatewayError(
+                ErrorKind.INVALID_REQUEST,
+                "Missing Acp-Connection-Id",
+                remedy="initialize first and send the Acp-Connection-Id of its answer",
+            )
+            return error_answer(error, id)
+        peer = self._peers.get(connection_id)
+        if peer is None:
+            return error_answer(_unknown_connection(), id)
+        peer.last_used = trio.current_time()
+        mismatch = self._session_header(message, headers.get("acp-session-id"))
+        if mismatch is not None:
+            return error_answer(mismatch, id)
+        peer.receive(message, peer.spawn)
+        return Answer(202)
+
+    def _session_header(self, message: Message, header: str | None) -> GatewayError | None:
+        """RFD: header and params name the same session; the header may miss unless strict."""
+        params = getattr(message, "params", None)
+        named = params.get("sessionId") if isinstance(params, dict) else None
+        method = getattr(message, "method", None)
+        if header and isinstance(named, str) and named != header:
+            return GatewayError(
+                ErrorKind.INVALID_REQUEST, "Acp-Session-Id differs from params.sessionId"
+            )
+        row = METHODS.get(method) if isinstance(method, str) else None
+        scoped = row is not None and row.scope == "session"
+        if self._hub.settings.strict_acp and scoped and not header:
+            return GatewayError(
+                ErrorKind.INVALID_REQUEST,
+                "Missing Acp-Session-Id",
+                remedy="send the session's id in the header as well (--strict-acp)",
+            )
+        return None
+
+    async def _initialize(self, profile: Any, request: Request) -> Answer:
+        refusal = self._hub.admit()
+        if refusal is not None:
+            return error_answer(refusal, request.id)
+        assert self._nursery is not None
+        peer = HttpPeer(self._hub, profile)
+        peer.greeted = True
+        await self._nursery.start(self._own, peer)
+        context = Context(peer, request)
+        payload = None
+        try:
+            payload = await peer.answer_to(context)
+        finally:
+            if payload is None or not peer.initialized:
+                peer.ended.set()
+        headers: tuple[tuple[str, str], ...] = (("content-type", "application/json"),)
+        if peer.initialized:
+            headers += (("acp-connection-id", peer.id),)
+        # An error of initialize is a JSON-RPC error with status 200, as other servers have it.
+        return Answer(200, payload, headers)
+
+    # ---- DELETE ---------------------------------------------------------------------------------
+
+    def delete(self, path: str, headers: Mapping[str, str]) -> Answer:
+        """End the connection; its sessions linger and can be loaded again."""
+        connection_id = headers.get("acp-connection-id")
+        if not connection_id:
+            error = GatewayError(ErrorKind.INVALID_REQUEST, "Missing Acp-Connection-Id")
+            return error_answer(error)
+        peer = self._peers.get(connection_id)
+        if peer is None:
+            return error_answer(_unknown_connection())
+        peer.ended.set()
+        return Answer(202)
+
+    # ---- GET ------------------------------------------------------------------------------------
+
+    async def stream(self, headers: Mapping[str, str], send: Send) -> Answer | None:
+        """Serve a stream until it ends, or the refusal to send instead."""
+        accept = headers.get("accept", "")
+        if "text/event-stream" not in accept.lower():
+            return plain_error(406, "not_acceptable", "Accept must include text/event-stream")
+        connection_id = headers.get("acp-connection-id")
+        if not connection_id:
+            return plain_error(
+                400,
+                "invalid_request",
+                "Missing Acp-Connection-Id",
+                "POST an initialize request first; for a WebSocket send an Upgrade",
+            )
+        peer = self._peers.get(connection_id)
+        if peer is None:
+            return error_answer(_unknown_connection())
+        session_id = headers.get("acp-session-id") or None
+        if session_id is not None and session_id not in peer.subs and self._hub.settings.strict_acp:
+            return error_answer(self._hub.manager.not_found(session_id))
+        await self._run_stream(peer, session_id, headers, send)
+        return None
+
+    async def _run_stream(
+        self, peer: HttpPeer, session_id: str | None, headers: Mapping[str, str], send: Send
+    ) -> None:
+        stream = peer.stream_of(session_id)
+        if stream.reader is not None:
+            stream.reader.cancel()  # the newest reader wins: it is a reconnect
+        scope = stream.reader = trio.CancelScope()
+        peer.last_used = trio.current_time()
+        self._rewind(peer, session_id, parse_last_event_id(headers.get("last-event-id")))
+        epoch = self._epoch(session_id)
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    (b"content-type", b"text/event-stream"),
+                    (b"cache-control", b"no-cache, no-transform"),
+                    (b"x-accel-buffering", b"no"),
+                    (b"acp-connection-id", peer.id.encode()),
+                    *([(b"acp-event-epoch", epoch.encode())] if epoch else []),
+                ],
+            }
+        )
+        evict = self._hub.settings.evict_timeout
+        lock = trio.Lock()
+
+        async def write(data: bytes) -> None:
+            # A stream of HTTP/2 can stall alone, while its socket moves.
+            with trio.fail_after(evict):
+                async with lock:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            # After a client has gone hypercorn's send returns at once, without a checkpoint.
+            await trio.lowlevel.checkpoint()
+
+        pump = Pump(
+            stream.outlet,
+            stream.wakeup,
+            write,
+            lambda: self._drained(peer, session_id),
+            stall=self._hub.settings.stall_timeout,
+        )
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    await write(SSE_KEEPALIVE)
+                    nursery.start_soon(pump.run)
+                    nursery.start_soon(self._keep_alive, write)
+                    if session_id is not None:
+                        nursery.start_soon(self._await_attach, peer, session_id, scope)
+                    stream.wakeup.set()
+                    await trio.sleep_forever()
+        except* trio.TooSlowError:
+            log.info("stream_evicted", connection=peer.id, session_id=session_id)
+        finally:
+            if stream.reader is scope:
+                stream.reader = None
+            peer.last_used = trio.current_time()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _rewind(self, peer: HttpPeer, session_id: str | None, last_event_id: int | None) -> None:
+        """``Last-Event-ID`` on a stream that is attached already: send again what was lost."""
+        sub = peer.subs.get(session_id or "")
+        if sub is None or last_event_id is None or last_event_id >= sub.cursor:
+            return
+        sub.history.clear()
+        sub.cursor = last_event_id
+        sub.announced = last_event_id
+
+    def _epoch(self, session_id: str | None) -> str | None:
+        session = self._hub.manager.sessions.get(session_id or "")
+        return None if session is None else session.epoch
+
+    def _drained(self, peer: HttpPeer, session_id: str | None) -> None:
+        session = peer.session(session_id) if session_id is not None else None
+        if session is not None:
+            session.drained()
+
+    async def _keep_alive(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        while True:
+            await trio.sleep(KEEPALIVE)
+            await write(SSE_KEEPALIVE)
+
+    async def _await_attach(
+        self, peer: HttpPeer, session_id: str, scope: trio.CancelScope
+    ) -> None:
+        await trio.sleep(UNATTACHED_STREAM)
+        if session_id not in peer.subs:
+            scope.cancel()
+
+
+def _unknown_connection() -> GatewayError:
+    return GatewayError(
+        ErrorKind.CONNECTION_NOT_FOUND,
+        "Unknown Acp-Connection-Id",
+        remedy="the connection has ended: initialize again and load the session",
+    )
+
+
+def _parse(body: bytes) -> Message | Answer:
+    try:
+        value = loads(body)
+    except JsonError as exc:
+        error = GatewayError(ErrorKind.PARSE_ERROR, f"Invalid JSON: {exc}")
+        return error_answer(error)
+    if isinstance(value, list):
+        error = GatewayError(
+            ErrorKind.BATCH_UNSUPPORTED,
+            "JSON-RPC batches are not supported",
+            remedy="POST one message at a time",
+        )
+        return error_answer(error)
+    try:
+        return classify(value)
+    except InvalidMessage as exc:
+        error = GatewayError(ErrorKind.INVALID_REQUEST, f"Invalid request: {exc.reason}")
+        return error_answer(error, exc.id)

@@ -1,0 +1,59 @@
+"""``/acp`` over a WebSocket that came to hypercorn: an upgrade on a connection already used for
+HTTP, or extended CONNECT on HTTP/2 (RFC 8441). The same connection, without the fast path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from acp_gateway.transports.acp_ws import WebSocketPeer, await_initialize, handle_text
+from acp_gateway.transports.guards import subprotocol
+from acp_gateway.transports.hub import Hub
+from acp_gateway.transports.outlets import Pump, bare_outlet
+from acp_gateway.wire.json_codec import dumps
+
+
+async def serve_fallback(socket: Any, hub: Hub) -> None:
+    """``socket`` is Quart's websocket of the current request; the guards have let it in."""
+    profile = hub.profile_at(socket.path)
+    refusal = hub.admit()
+    if profile is None or refusal is not None:
+        status, body = (404, {"error": "not found"}) if refusal is None else refusal.to_http()
+        await socket.send_denial(status, dumps(body))
+        return
+    peer = WebSocketPeer(hub, profile)
+    peer.outlet = bare_outlet(peer.wakeup)
+    await socket.accept(
+        headers={"Acp-Connection-Id": peer.id},
+        subprotocol=subprotocol(socket.requested_subprotocols),
+    )
+    hub.add(peer)
+
+    async def send(data: bytes) -> None:
+        for line in data.split(b"\n"):
+            if line:
+                with trio.fail_after(hub.settings.evict_timeout):
+                    await socket.send(line.decode())
+        # hypercorn's send may return without a checkpoint once the client has gone.
+        await trio.lowlevel.checkpoint()
+
+    pump = Pump(peer.outlet, peer.wakeup, send, peer.drained, stall=hub.settings.stall_timeout)
+    try:
+        with peer.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pump.run)
+                nursery.start_soon(await_initialize, peer, hub)
+                while True:
+                    data = await socket.receive()
+                    if isinstance(data, str):
+                        handle_text(data, peer, lambda c: nursery.start_soon(peer.serve, c))
+    finally:
+        hub.remove(peer)
+        with trio.CancelScope(shield=True), trio.move_on_after(hub.settings.stall_timeout):
+            while parts := peer.outlet.collect():
+                await send(b"".join(parts))
+            code, reason = peer.kicked or (1000, "")
+            await socket.close(code, reason)
+        peer.release()

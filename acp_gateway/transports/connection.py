@@ -1,0 +1,341 @@
+"""One ``/acp`` peer, whatever its transport: what it may, what it follows, what it was asked.
+
+The reader calls `receive` for every message, in wire order, and never runs a handler: requests get
+a task, everything else is done at once. When the connection ends, its subscriptions and its client
+handles go; turns, sessions and open questions stay.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+import structlog
+import trio
+
+from acp_gateway.core.outlet import Outlet, Slot, Subscription
+from acp_gateway.core.permissions import Question
+from acp_gateway.core.turn_queue import Turn
+from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
+from acp_gateway.protocol.methods import METHODS
+from acp_gateway.protocol.types import ClientCapabilities
+from acp_gateway.runtime.agent_profile import AgentProfile
+from acp_gateway.runtime.rpc import MethodTable, dispatch
+from acp_gateway.runtime.session import Session
+from acp_gateway.wire.jsonrpc import (
+    JsonId,
+    Message,
+    Notification,
+    Request,
+    Response,
+    error_bytes,
+    notification_bytes,
+    request_bytes,
+)
+
+log = structlog.get_logger("acp_gateway.connection")
+
+MAX_IN_FLIGHT: Final = 256
+
+
+class Context:
+    """One request of a client while it is served."""
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self.connection = connection
+        self.request = request
+        self.scope = trio.CancelScope()
+        self.slot: Slot | None = None
+        """Where the answer stands among the events of its session."""
+        self.session: Session | None = None
+        self.turn: Turn | None = None
+        self.refusal: GatewayError | None = None
+        """Why a prompt was not admitted."""
+
+    def place(self, session: Session) -> Slot | None:
+        """Let the answer take its place among the session's events on this connection."""
+        self.session = session
+        sub = self.connection.subs.get(session.id)
+        if sub is not None and sub.outlet is not None and self.slot is None:
+            self.slot = Slot(sub)
+        return self.slot
+
+
+@attrs.define
+class _Asked:
+    """A request of ours to the client."""
+
+    session: Session
+    slot: Slot
+    question: Question | None = None
+    done: trio.Event = attrs.field(factory=trio.Event)
+    response: Response | None = None
+
+
+class Connection:
+    """Base of the transports: they say where messages go (`outlet_of`) and how it ends (`kick`)."""
+
+    kind = "?"
+
+    def __init__(self, profile: AgentProfile, methods: MethodTable) -> None:
+        self.id = str(uuid.uuid4())
+        self.profile = profile
+        self.greeted = False
+        """An initialize request has come (its answer may be under way)."""
+        self.initialized = False
+        self.capabilities = ClientCapabilities()
+        self.client_name: str | None = None
+        self.wants_cursor = False
+        self.subs: dict[str, Subscription] = {}
+        self.closed = False
+        self._methods = methods
+        self._sessions: dict[str, Session] = {}
+        self._asked: dict[int, _Asked] = {}
+        self._next_id = 0
+        self._in_flight: dict[JsonId, Context] = {}
+        self._requests = 0
+
+    # ---- for the transports ---------------------------------------------------------------------
+
+    def outlet_of(self, session_id: str | None) -> Outlet:
+        """The stream for messages of this session; None: of the connection."""
+        raise NotImplementedError
+
+    def answers_follow_load(self) -> bool:
+        """Does the answer to load wait for the history? (Not where they use different streams.)"""
+        return True
+
+    def kick(self, code: int, reason: str) -> None:
+        """End the connection; the code is WebSocket's (RFC 6455 §7.4)."""
+        raise NotImplementedError
+
+    # ---- in -------------------------------------------------------------------------------------
+
+    def receive(self, message: Message, spawn: Callable[[Context], None]) -> None:
+        """One message of the client. ``spawn`` starts `serve` for a request in its own task."""
+        if isinstance(message, Request):
+            self._receive_request(message, spawn)
+        elif isinstance(message, Response):
+            self._receive_response(message)
+        else:
+            self._receive_notification(message)
+
+    def _receive_request(self, request: Request, spawn: Callable[[Context], None]) -> None:
+        if self._requests >= MAX_IN_FLIGHT:
+            error = GatewayError(
+                ErrorKind.REQUEST_LIMIT,
+                f"{MAX_IN_FLIGHT} requests are in flight on this connection",
+                remedy="wait for answers before sending more",
+                limit=MAX_IN_FLIGHT,
+            )
+            self.outlet_of(None).send(error_bytes(request.id, error.to_jsonrpc()))
+            return
+        context = Context(self, request)
+        self._requests += 1
+        self._in_flight[request.id] = context
+        if request.method == "session/prompt" and isinstance(request.params, dict):
+            # Admitted here and now, so that prompts keep the order in which they were sent and a
+            # cancel behind one finds it.
+            self.admit_prompt(context, request.params)
+        spawn(context)
+
+    def admit_prompt(self, context: Context, params: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    async def serve(self, context: Context) -> None:
+        """Run one request and send its answer. Runs in a task of the connection's nursery."""
+        request = context.request
+        try:
+            self._answer(context, await self.answer_to(context))
+        finally:
+            self._requests -= 1
+            if self._in_flight.get(request.id) is context:
+                del self._in_flight[request.id]
+            slot = context.slot
+            if slot is not None and not slot.done:
+                sub = slot.sub
+                slot.done = True
+                if sub is not None and sub.outlet is not None:
+                    sub.outlet.wake()
+
+    async def answer_to(self, context: Context) -> bytes:
+        """The response to a request; -32800 when the client took it back."""
+        with context.scope:
+            return await dispatch(self._methods, context, context.request)
+        error = GatewayError(ErrorKind.REQUEST_CANCELLED, "The request was cancelled")
+        return error_bytes(context.request.id, error.to_jsonrpc())
+
+    def _answer(self, context: Context, payload: bytes) -> None:
+        row = METHODS.get(context.request.method)
+        slot = context.slot
+        if slot is not None and slot.sub is not None and slot.sub.outlet is not None:
+            slot.sub.outlet.fill(slot, payload)
+            return
+        on_session = row is None or row.stream == "session"
+        session_id = context.session.id if context.session is not None and on_session else None
+        self.outlet_of(session_id).send(payload)
+
+    def _receive_response(self, response: Response) -> None:
+        asked = self._asked.pop(response.id, None) if isinstance(response.id, int) else None
+        if asked is None:
+            return
+        asked.response = response
+        asked.done.set()
+        question = asked.question
+        if question is not None and response.error is None:
+            asked.session.board.vote(question, response.result, self.id)
+
+    def _receive_notification(self, message: Notification) -> None:
+        params = message.params if isinstance(message.params, dict) else {}
+        if message.method == "$/cancel_request":
+            self._cancel_request(params.get("requestId"))
+            return
+        session = self._notified_session(message.method, params)
+        if session is None:
+            return
+        if message.method == "session/cancel":
+            session.cancel(self.id)
+        elif message.method.startswith("_"):
+            session.notify_agent(message.method, params)
+
+    def _notified_session(self, method: str, params: dict[str, Any]) -> Session | None:
+        session_id = params.get("sessionId")
+        if isinstance(session_id, str):
+            return self._sessions.get(session_id)
+        if method.startswith("_") and len(self._sessions) == 1:
+            return next(iter(self._sessions.values()))
+        return None
+
+    def _cancel_request(self, request_id: Any) -> None:
+        """``$/cancel_request`` (ACP v1): the request is still answered."""
+        context = self._in_flight.get(request_id) if isinstance(request_id, str | int) else None
+        if context is None:
+            return
+        if context.turn is not None and context.session is not None:
+            context.session.cancel_turn(context.turn)
+        else:
+            context.scope.cancel()
+
+    # ---- sessions -------------------------------------------------------------------------------
+
+    def follow(
+        self, context: Context, session: Session, *, history: bool, last_event_id: int | None = None
+    ) -> Subscription:
+        """Attach to a session; the answer of ``context`` comes between history and live events."""
+        self.leave(session.id)
+        sub = session.attach(self, history=history, last_event_id=last_event_id)
+        context.session = session
+        self.subs[session.id] = sub
+        self._sessions[session.id] = session
+        if self.answers_follow_load():
+            slot = context.slot = Slot(sub)
+            # A new session's events come behind the answer that names it.
+            slot.fix(0 if context.request.method == "session/new" else session.ring.last_id)
+        self.outlet_of(session.id).add(sub)
+        for question in session.board.open:
+            self.ask(session, question)
+        return sub
+
+    def leave(self, session_id: str) -> None:
+        """Detach from a session."""
+        sub = self.subs.pop(session_id, None)
+        session = self._sessions.pop(session_id, None)
+        if sub is not None and sub.outlet is not None:
+            sub.outlet.remove(session_id)
+        if sub is not None and session is not None:
+            session.detach(self, sub)
+        for id, asked in tuple(self._asked.items()):
+            if asked.session is session:
+                del self._asked[id]
+
+    def release(self) -> None:
+        """The connection has ended."""
+        self.closed = True
+        for session_id in tuple(self.subs):
+            self.leave(session_id)
+        for asked in self._asked.values():
+            asked.done.set()
+        self._asked.clear()
+
+    @property
+    def attached(self) -> tuple[Session, ...]:
+        return tuple(self._sessions.values())
+
+    @property
+    def only_session(self) -> Session | None:
+        return next(iter(self._sessions.values())) if len(self._sessions) == 1 else None
+
+    def session(self, session_id: str) -> Session | None:
+        return self._sessions.get(session_id)
+
+    # ---- what a session calls (runtime.session.Client) --------------------------------------------
+
+    @property
+    def reads_files(self) -> bool:
+        return self.capabilities.fs.read_text_file
+
+    @property
+    def writes_files(self) -> bool:
+        return self.capabilities.fs.write_text_file
+
+    def ask(self, session: Session, question: Question) -> None:
+        self._request(session, "session/request_permission", question.params, question)
+
+    def _request(
+        self, session: Session, method: str, params: Any, question: Question | None = None
+    ) -> tuple[int, _Asked] | None:
+        sub = self.subs.get(session.id)
+        if sub is None or sub.outlet is None:
+            return None
+        self._next_id += 1
+        slot = Slot(sub)
+        slot.fix(session.ring.last_id)
+        asked = _Asked(session, slot, question)
+        self._asked[self._next_id] = asked
+        sub.outlet.fill(slot, request_bytes(self._next_id, method, params))
+        return self._next_id, asked
+
+    def question_over(self, session: Session, question: Question) -> None:
+        """Settled, by whomever: the copy that this client still holds is withdrawn."""
+        for id, asked in tuple(self._asked.items()):
+            if asked.question is question:
+                del self._asked[id]
+                self._withdraw(session, id, asked)
+
+    def _withdraw(self, session: Session, id: int, asked: _Asked) -> None:
+        sub = self.subs.get(session.id)
+        outlet = None if sub is None else sub.outlet
+        if sub is None or outlet is None or outlet.recall(asked.slot):
+            return
+        slot = Slot(sub)
+        slot.fix(session.ring.last_id)
+        outlet.fill(slot, notification_bytes("$/cancel_request", {"requestId": id}))
+
+    def session_over(self, session: Session) -> None:
+        """The session has ended; what is in its ring still goes out."""
+        self.subs.pop(session.id, None)
+        self._sessions.pop(session.id, None)
+        for id, asked in tuple(self._asked.items()):
+            if asked.session is session:
+                del self._asked[id]
+                asked.done.set()
+
+    async def forward(self, session: Session, method: str, params: Any) -> Any:
+        """Ask this client something for the agent. Raises its error, or that it has gone."""
+        sent = self._request(session, method, params)
+        if sent is None:
+            raise GatewayError(ErrorKind.FILE_ERROR, "The client has gone")
+        id, asked = sent
+        try:
+            await asked.done.wait()
+        except trio.Cancelled:
+            self._asked.pop(id, None)
+            self._withdraw(session, id, asked)
+            raise
+        if asked.response is None:
+            raise GatewayError(ErrorKind.FILE_ERROR, "The client has gone")
+        if asked.response.error is not None:
+            raise AgentError(asked.response.error)
+        return asked.response.result

@@ -1,0 +1,54 @@
+"""What all transports share: settings, policy, the agent's methods, and who is connected."""
+
+from __future__ import annotations
+
+from acp_gateway.config import Settings
+from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.runtime.agent_profile import AgentProfile
+from acp_gateway.runtime.sessions import SessionManager
+from acp_gateway.transports.acp_agent import AcpAgent
+from acp_gateway.transports.connection import Connection
+from acp_gateway.transports.guards import Policy
+
+
+class Hub:
+    def __init__(self, settings: Settings, manager: SessionManager, policy: Policy) -> None:
+        self.settings = settings
+        self.manager = manager
+        self.policy = policy
+        self.agent = AcpAgent(manager)
+        self.connections: dict[str, Connection] = {}
+
+    def profile_at(self, path: str) -> AgentProfile | None:
+        """The agent that an endpoint's path names: ``/acp`` is the first, ``/agents/NAME/acp``."""
+        profiles = self.manager.profiles
+        if path == "/acp":
+            return next(iter(profiles.values()))
+        parts = path.split("/")
+        if len(parts) == 4 and parts[1] == "agents" and parts[3] == "acp":
+            return profiles.get(parts[2])
+        return None
+
+    def admit(self) -> GatewayError | None:
+        """Room for one more ``/acp`` connection?"""
+        if self.manager.draining:
+            return GatewayError(ErrorKind.SHUTTING_DOWN, "The gateway is shutting down")
+        limit = self.settings.max_connections
+        if len(self.connections) < limit:
+            return None
+        return GatewayError(
+            ErrorKind.CONNECTION_LIMIT,
+            f"Too many ACP connections ({limit})",
+            remedy="close a connection, or raise max_connections",
+            limit=limit,
+        )
+
+    def add(self, connection: Connection) -> None:
+        self.connections[connection.id] = connection
+
+    def remove(self, connection: Connection) -> None:
+        self.connections.pop(connection.id, None)
+
+    def kick_all(self, code: int, reason: str) -> None:
+        for connection in tuple(self.connections.values()):
+            connection.kick(code, reason)

@@ -1,0 +1,128 @@
+"""Outlets for the transports: framings, and the pump that writes an outlet to a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from acp_gateway.config import MIB
+from acp_gateway.core.event_ring import Record
+from acp_gateway.core.outlet import Outlet, Subscription
+from acp_gateway.runtime.wakeup import Wakeup
+from acp_gateway.wire.frames import sse_message, ws_text
+from acp_gateway.wire.jsonrpc import notification_bytes
+
+MAX_WAITING = 64 * MIB
+"""Bytes that may wait for one stream outside the sessions' rings."""
+
+
+def ws_record(record: Record) -> bytes:
+    return ws_text(record.line)
+
+
+def sse_record(record: Record) -> bytes:
+    return sse_message(record.line, record.id)
+
+
+def bare_record(record: Record) -> bytes:
+    """Framed by somebody else, one message at a time."""
+    return record.line + b"\n"
+
+
+def cursor_line(sub: Subscription) -> bytes:
+    """Tells a client that asked for it how far it has come, one for each batch."""
+    return notification_bytes(
+        "_acp_gateway/cursor", {"sessionId": sub.session_id, "lastEventId": sub.cursor}
+    )
+
+
+def resync_line(sub: Subscription) -> bytes:
+    data = {
+        "sessionId": sub.session_id,
+        "reason": "ring_evicted",
+        "lastDeliveredId": sub.cursor,
+        "earliestAvailableId": sub.ring.first_id,
+    }
+    return notification_bytes("_qwen/notify", {"kind": "state_resync_required", "data": data})
+
+
+def ws_outlet(wakeup: Wakeup, *, cursor: bool = False) -> Outlet:
+    return Outlet(
+        ws_record,
+        ws_text,
+        wakeup.set,
+        max_bytes=MAX_WAITING,
+        cursor_line=cursor_line if cursor else None,
+        resync_line=resync_line,
+    )
+
+
+def bare_outlet(wakeup: Wakeup) -> Outlet:
+    """One message to a line; the server above frames each by itself."""
+    return Outlet(
+        bare_record,
+        lambda payload: payload + b"\n",
+        wakeup.set,
+        max_bytes=MAX_WAITING,
+        resync_line=resync_line,
+    )
+
+
+def sse_outlet(wakeup: Wakeup) -> Outlet:
+    return Outlet(
+        sse_record, sse_message, wakeup.set, max_bytes=MAX_WAITING, resync_line=resync_line
+    )
+
+
+class Pump:
+    """Writes one outlet to one peer until cancelled, a batch for each write.
+
+    ``send`` writes bytes and returns when the peer's socket took them; ``collected`` is told after
+    every batch (sessions that paused their agent go on then).
+    """
+
+    def __init__(
+        self,
+        outlet: Outlet,
+        wakeup: Wakeup,
+        send: Callable[[bytes], Awaitable[None]],
+        collected: Callable[[], None],
+        *,
+        stall: float,
+    ) -> None:
+        self.outlet = outlet
+        self._wakeup = wakeup
+        self._send = send
+        self._collected = collected
+        self._stall = stall
+
+    def moved(self) -> None:
+        """The peer took bytes."""
+        self.outlet.write_moved(trio.current_time())
+
+    async def run(self) -> None:
+        outlet = self.outlet
+        outlet.pumped = True
+        try:
+            while True:
+                await self._wakeup.wait()
+                while parts := outlet.collect():
+                    self._collected()
+                    began = trio.current_time()
+                    outlet.write_began(began)
+                    await self._send(b"".join(parts))
+                    outlet.write_done()
+                    blocked = trio.current_time() - began
+                    if blocked > self._stall:
+                        self._warn(blocked)
+        finally:
+            outlet.pumped = False
+            outlet.write_done()
+            self._collected()
+
+    def _warn(self, blocked: float) -> None:
+        data = {"reason": "slow_reader", "blockedMs": round(blocked * 1000)}
+        self.outlet.send(
+            notification_bytes("_qwen/notify", {"kind": "slow_client_warning", "data": data})
+        )

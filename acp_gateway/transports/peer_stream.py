@@ -1,0 +1,120 @@
+"""A client's byte stream with what the servers above it lack: replay of bytes already read, one
+writer at a time, and a deadline on every blocked write.
+
+Both hypercorn and trio-websocket are handed one of these. hypercorn shields its sends, so a client
+that stops reading would hold it for ever: here such a send fails once the socket has taken nothing
+for ``evict_timeout``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+TLS_PIECE: Final = 64 * 1024
+
+
+class PeerStream(trio.abc.HalfCloseableStream):
+    """Over plain TCP. hypercorn reads `socket` and must see no ``do_handshake`` here."""
+
+    def __init__(
+        self, stream: trio.SocketStream | trio.SSLStream[Any], first: bytes, evict_timeout: float
+    ) -> None:
+        self._stream = stream
+        self._first = first
+        self._evict_timeout = evict_timeout
+        self._lock = trio.StrictFIFOLock()
+        self._broken = False
+        self.on_progress: Callable[[], None] | None = None
+        """Called when the peer took bytes of a blocked write."""
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        assert isinstance(self._stream, trio.SocketStream)
+        return self._stream.socket
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._first:
+            await trio.lowlevel.checkpoint()
+            size = len(self._first) if max_bytes is None else max_bytes
+            data, self._first = self._first[:size], self._first[size:]
+            return data
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Raises `trio.BrokenResourceError` also when the peer stalls."""
+        async with self._lock:
+            if self._broken:
+                raise trio.BrokenResourceError("an earlier write was cut short")
+            # Half a frame on the wire makes the stream useless, whatever stopped the write.
+            self._broken = True
+            await self._send(memoryview(data))
+            self._broken = False
+
+    async def _send(self, data: memoryview) -> None:
+        fd = self.socket.fileno()
+        if fd < 0:
+            raise trio.ClosedResourceError
+        await trio.lowlevel.checkpoint()
+        while data:
+            try:
+                sent = os.write(fd, data)
+            except BlockingIOError:
+                with trio.move_on_after(self._evict_timeout) as scope:
+                    await trio.lowlevel.wait_writable(fd)
+                if scope.cancelled_caught:
+                    raise trio.BrokenResourceError("the peer stopped reading") from None
+                continue
+            except OSError as exc:
+                raise trio.BrokenResourceError(str(exc)) from None
+            data = data[sent:]
+            if self.on_progress is not None:
+                self.on_progress()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        if isinstance(self._stream, trio.SocketStream):
+            await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        with trio.move_on_after(self._evict_timeout):
+            await self._stream.aclose()
+
+
+class TlsPeerStream(PeerStream):
+    """Over TLS. hypercorn recognises it by ``do_handshake`` (done before, so a no-op)."""
+
+    async def do_handshake(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def selected_alpn_protocol(self) -> str | None:
+        assert isinstance(self._stream, trio.SSLStream)
+        chosen: str | None = self._stream.selected_alpn_protocol()
+        return chosen
+
+    @property
+    def transport_stream(self) -> trio.SocketStream:
+        assert isinstance(self._stream, trio.SSLStream)
+        stream: trio.SocketStream = self._stream.transport_stream
+        return stream
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        return self.transport_stream.socket
+
+    async def _send(self, data: memoryview) -> None:
+        for start in range(0, len(data), TLS_PIECE):
+            with trio.move_on_after(self._evict_timeout) as scope:
+                await self._stream.send_all(data[start : start + TLS_PIECE])
+            if scope.cancelled_caught:
+                raise trio.BrokenResourceError("the peer stopped reading")
+            if self.on_progress is not None:
+                self.on_progress()
+
+    async def send_eof(self) -> None:
+        raise AttributeError  # TLS has no half-close; hypercorn expects it to be absent

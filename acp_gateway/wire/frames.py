@@ -1,0 +1,37 @@
+"""Transport framings of one encoded message: a WebSocket text frame, a server-sent event.
+
+Both are pure functions of the payload, so a frame is made once and shared by all subscribers.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+SSE_KEEPALIVE: Final = b":\n\n"
+"""A comment line; clients ignore it (WHATWG server-sent events §9.2.6)."""
+
+
+def ws_text(payload: bytes) -> bytes:
+    """An unfragmented, unmasked text frame, as a server sends it (RFC 6455 §5.2)."""
+    size = len(payload)
+    if size < 126:
+        return bytes((0x81, size)) + payload
+    if size < 65536:
+        return struct.pack("!BBH", 0x81, 126, size) + payload
+    return struct.pack("!BBQ", 0x81, 127, size) + payload
+
+
+def sse_message(payload: bytes, event_id: int | None = None) -> bytes:
+    """One event of one ``data:`` line, LF only: a known client splits at LF LF and nothing else."""
+    if event_id is None:
+        return b"data: " + payload + b"\n\n"
+    return b"id: %d\ndata: %b\n\n" % (event_id, payload)
+
+
+def parse_last_event_id(value: str | None) -> int | None:
+    """A decimal event id up to 2**53-1; anything else counts as absent."""
+    if value is None or not value.isascii() or not value.isdigit() or len(value) > 16:
+        return None
+    number = int(value)
+    return number if number < 2**53 else None

@@ -1,0 +1,83 @@
+"""JSON text to values and back, for messages of a peer that may be wrong.
+
+msgspec does the work. Two things it refuses are real on this wire and go through the standard
+library instead: a lone surrogate escape (Node agents emit one when an emoji is cut between two
+chunks) and integers beyond 64 bits. NaN and Infinity are not JSON and are refused both ways.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+_decoder = msgspec.json.Decoder()
+_encoder = msgspec.json.Encoder()
+
+
+class JsonError(ValueError):
+    """The text is not one JSON value (RFC 8259), or is nested too deeply."""
+
+
+def _no_constant(name: str) -> Any:
+    raise JsonError(f"{name} is not JSON")
+
+
+def loads(data: bytes | bytearray | memoryview | str) -> Any:
+    """Decode one JSON value. Raises `JsonError`."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as first:
+        text = bytes(data) if isinstance(data, memoryview) else data
+        if not _may_be_surrogate(text):
+            raise JsonError(str(first)) from None
+        try:
+            return json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            raise JsonError(str(first)) from None
+    except RecursionError:
+        raise JsonError("nested too deeply") from None
+
+
+def _may_be_surrogate(data: bytes | bytearray | str) -> bool:
+    # The slow decoder is tried only where it can differ, so that garbage is not decoded twice.
+    if isinstance(data, str):
+        return "\\u" in data or "\\U" in data
+    return b"\\u" in data
+
+
+def dumps(value: Any) -> bytes:
+    """Encode one value as compact JSON on one line. Raises `JsonError`."""
+    try:
+        return _encoder.encode(value)
+    except (UnicodeEncodeError, OverflowError):
+        return json.dumps(_plain(value), separators=(",", ":"), allow_nan=False).encode("ascii")
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise JsonError(str(exc)) from None
+
+
+def _plain(value: Any) -> Any:
+    # msgspec.Raw is a buffer to the standard library; only the rare path pays for opening it.
+    if isinstance(value, msgspec.Raw):
+        return loads(bytes(value))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def valid_utf8(line: bytes) -> bytes:
+    """``line``, with bytes that are not UTF-8 replaced.
+
+    The fast decoder does not look inside strings that it skips, so relayed bytes must be checked:
+    a text frame with invalid UTF-8 makes a WebSocket peer close with 1007 (RFC 6455 §8.1).
+    """
+    if line.isascii():
+        return line
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return line.decode(errors="replace").encode()
+    return line

@@ -1,0 +1,186 @@
+"""JSON-RPC 2.0 messages: classify what came in, build what goes out.
+
+Ids are strings, numbers or null and are echoed unchanged in type and value (JSON-RPC 2.0 §4, ACP
+v1). A boolean is not an id. Batches are not part of ACP v1 and are the caller's business.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import attrs
+import msgspec
+
+from acp_gateway.wire.json_codec import dumps, loads
+
+JsonId: TypeAlias = str | int | float | None
+
+
+@attrs.frozen
+class Request:
+    id: JsonId
+    method: str
+    params: Any = None
+    """As it came in; ``None`` when absent or null."""
+
+
+@attrs.frozen
+class Notification:
+    method: str
+    params: Any = None
+
+
+@attrs.frozen
+class Response:
+    """``error`` is None for a success; ``result`` is then any JSON value, also null."""
+
+    id: JsonId
+    result: Any = None
+    error: dict[str, Any] | None = None
+
+
+Message: TypeAlias = Request | Notification | Response
+
+
+class InvalidMessage(ValueError):
+    """Valid JSON that is not a JSON-RPC 2.0 message. ``id`` is what an answer should carry."""
+
+    def __init__(self, reason: str, id: JsonId = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.id = id
+
+
+def _is_id(value: Any) -> bool:
+    return value is None or (isinstance(value, str | int | float) and not isinstance(value, bool))
+
+
+def classify(value: Any) -> Message:
+    """A decoded JSON value as a message. Raises `InvalidMessage`."""
+    if not isinstance(value, dict):
+        raise InvalidMessage("a JSON-RPC message is an object")
+    raw_id = value.get("id")
+    usable = raw_id if _is_id(raw_id) else None
+    if value.get("jsonrpc") != "2.0":
+        raise InvalidMessage('"jsonrpc" must be "2.0"', usable)
+    if "id" in value and not _is_id(raw_id):
+        raise InvalidMessage('"id" must be a string, a number or null')
+    method = value.get("method")
+    if method is not None:
+        if not isinstance(method, str):
+            raise InvalidMessage('"method" must be a string', usable)
+        params = value.get("params")
+        return Request(raw_id, method, params) if "id" in value else Notification(method, params)
+    if "id" not in value:
+        raise InvalidMessage('a message needs a "method" or an "id"')
+    has_result, error = "result" in value, value.get("error")
+    if has_result == (error is not None):
+        raise InvalidMessage('a response has exactly one of "result" and "error"', usable)
+    if error is not None and not isinstance(error, dict):
+        raise InvalidMessage('"error" must be an object', usable)
+    return Response(raw_id, value.get("result"), error)
+
+
+# ---- building -----------------------------------------------------------------------------------
+
+
+def request_bytes(id: JsonId, method: str, params: Any) -> bytes:
+    return dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params})
+
+
+def notification_bytes(method: str, params: Any) -> bytes:
+    return dumps({"jsonrpc": "2.0", "method": method, "params": params})
+
+
+def result_bytes(id: JsonId, result: Any) -> bytes:
+    """``result`` may be a `msgspec.Raw`: its bytes are spliced in unread."""
+    return dumps({"jsonrpc": "2.0", "id": id, "result": result})
+
+
+def error_bytes(id: JsonId, error: dict[str, Any]) -> bytes:
+    return dumps({"jsonrpc": "2.0", "id": id, "error": error})
+
+
+# ---- the peek at an agent's line ----------------------------------------------------------------
+
+
+class _Update(msgspec.Struct):
+    sessionUpdate: str = ""
+
+
+class _Params(msgspec.Struct):
+    sessionId: str = ""
+    update: _Update | None = None
+
+
+class _Peek(msgspec.Struct):
+    method: str = ""
+    id: msgspec.Raw = msgspec.Raw()
+    params: _Params | None = None
+
+
+class Line(msgspec.Struct):
+    """One message of an agent, opened no further than its members.
+
+    An empty `msgspec.Raw` means that the member was absent.
+    """
+
+    method: str = ""
+    id: msgspec.Raw = msgspec.Raw()
+    params: msgspec.Raw = msgspec.Raw()
+    result: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+
+    def params_object(self) -> dict[str, Any]:
+        """The parameters, ``{}`` when they are absent or not an object."""
+        value = loads(bytes(self.params)) if self.params else None
+        return value if isinstance(value, dict) else {}
+
+    def error_object(self) -> dict[str, Any]:
+        value = loads(bytes(self.error))
+        if not isinstance(value, dict):
+            return {"code": -32603, "message": "the agent sent a malformed error"}
+        return value
+
+
+_peek = msgspec.json.Decoder(_Peek).decode
+_open = msgspec.json.Decoder(Line).decode
+
+
+def peek_update(line: bytes) -> tuple[str, str] | None:
+    """(sessionId, update kind) when ``line`` is a ``session/update`` notification, else None.
+
+    Checks the syntax of the whole line but builds nothing more than these two strings.
+    """
+    try:
+        head = _peek(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    params = head.params
+    if head.method != "session/update" or head.id or params is None or params.update is None:
+        return None
+    return params.sessionId, params.update.sessionUpdate
+
+
+def open_line(line: bytes) -> Line:
+    """Open any message. Raises `InvalidMessage` for what is not a JSON object."""
+    try:
+        return _open(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    # The strict decoder refuses a lone surrogate; the lenient one decides, and the line is made anew.
+    try:
+        value = loads(line)
+    except ValueError as exc:
+        raise InvalidMessage(str(exc)) from None
+    if not isinstance(value, dict):
+        raise InvalidMessage("not a JSON object")
+    raw = {
+        name: msgspec.Raw(dumps(value[name]))
+        for name in ("id", "params", "result", "error")
+        if name in value
+    }
+    method = value.get("method", "")
+    if not isinstance(method, str):
+        raise InvalidMessage('"method" must be a string')
+    return Line(method=method, **raw)

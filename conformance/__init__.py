@@ -1,0 +1,1 @@
+"""Black-box conformance suite for ACP servers over WebSocket and Streamable HTTP."""
