@@ -24,6 +24,10 @@ import attrs
 APP_NAME: Final = "acp-gateway"
 ENV_PREFIX: Final = "ACP_GATEWAY_"
 CONFIG_VARIABLE: Final = "ACP_GATEWAY_CONFIG"
+PACKAGE_PATH: Final = str(Path(__file__).resolve().parents[1])
+"""Directory to import this package from. Every Python that is started in somebody's workspace gets
+it as PYTHONPATH and runs with -P: without that, -m would import from the workspace first.
+"""
 SECRET_SETTINGS: Final = frozenset({"token"})
 """Settings whose value is never printed."""
 

@@ -68,9 +68,7 @@ class Daemon:
         self._workspace = Workspace(settings.workspace or (Path.cwd(),))
         self._watchdog = Watchdog()
         environ = dict(os.environ)
-        self._pool = AgentPool(
-            profiles, settings, self._watchdog, self._workspace.default, environ
-        )
+        self._pool = AgentPool(profiles, settings, self._watchdog, self._workspace.default, environ)
         self._manager = SessionManager(
             settings, self._pool, self._workspace, profiles, WriterLocks(_state_dir() / "locks")
         )
@@ -265,8 +263,7 @@ class Daemon:
             # The writers have been woken; what they hold goes out with the close.
             hub.kick_all(1001, "The gateway is shutting down")
             with trio.move_on_after(FLUSH):
-                while hub.connections:
-                    await trio.sleep(0.02)
+                await hub.empty()
             await self._pool.close()
         with trio.CancelScope(shield=True), trio.move_on_after(LAST_RESORT):
             with suppress(GatewayError):

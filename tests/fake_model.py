@@ -126,7 +126,7 @@ def reply(messages: list[Any], tools: list[Any], stop: threading.Event) -> Itera
     else:
         size = int(word[5])
         for start in range(0, size, BIG_CHUNK):
-            # Each differs from the last: qwen takes a repeated chunk for a resent one.
+            # Each differs from the last: qwen drops a chunk that equals the one before.
             mark = f"part {start // BIG_CHUNK} "
             yield mark.ljust(BIG_CHUNK, "z")[: size - start]
 

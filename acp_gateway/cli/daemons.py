@@ -114,11 +114,19 @@ def _print_status(result: dict[str, Any]) -> None:
         rows.append(("up", _age(time.time() - process["started_at"])))
     body = result["status"]
     for key, value in body.items() if isinstance(body, dict) else []:
-        if key not in {name for name, _ in rows}:
+        if key not in {"v", *(name for name, _ in rows)}:
             rows.append((key, value))
     for key, value in rows:
-        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        click.echo(f"{key + ':':<12} {shown}")
+        click.echo(f"{key + ':':<12} {_plain(value)}")
+
+
+def _plain(value: Any) -> str:
+    """One line for a person."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_plain(item)}" for key, item in value.items())
+    return str(value)
 
 
 @command("stop")

@@ -35,6 +35,10 @@ def editor(editor: str, url: str | None, name: str, token: str | None) -> None:
     server["command"] = program
     server["args"] = [*first, "connect", *([url] if url else ["--spawn"])]
     server["env"] = {"ACP_GATEWAY_TOKEN": token} if token else {}
+    if first:  # not installed as a command, so maybe not as a package either
+        from acp_gateway.config import PACKAGE_PATH
+
+        server["env"]["PYTHONPATH"] = PACKAGE_PATH
     say(_WHERE[editor])
     click.echo(json.dumps({"agent_servers": {name: server}}, indent=2, ensure_ascii=False))
 
@@ -45,4 +49,5 @@ def own_command() -> list[str]:
     if os.path.basename(script) != "acp-gateway":
         script = os.path.join(os.path.dirname(sys.executable), "acp-gateway")
     found = shutil.which(script)
-    return [os.path.abspath(found)] if found else [sys.executable, "-m", "acp_gateway"]
+    # -P: an editor starts it in the project, and -m would import from there first.
+    return [os.path.abspath(found)] if found else [sys.executable, "-P", "-m", "acp_gateway"]

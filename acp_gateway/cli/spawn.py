@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Final
 import platformdirs
 
 from acp_gateway.cli.http import get
-from acp_gateway.config import APP_NAME, ENV_PREFIX, ConfigError
+from acp_gateway.config import APP_NAME, ENV_PREFIX, PACKAGE_PATH, ConfigError
 from acp_gateway.runtime import runtime_file
 
 if TYPE_CHECKING:
@@ -64,9 +64,13 @@ def _acquire(lock: IO[str]) -> None:
 
 def _spawn(workspace: Path, agents: Iterable[str], token: str | None) -> RuntimeInfo:
     log = _new_log()
-    argv = [sys.executable, "-m", "acp_gateway", "serve", "--port", "0"]
+    argv = [sys.executable, "-P", "-m", "acp_gateway", "serve", "--port", "0"]
     argv += ["--workspace", str(workspace)]
     argv += [word for agent in agents for word in ("--agent", agent)]
+    paths = filter(None, (PACKAGE_PATH, os.environ.get("PYTHONPATH")))
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if token:
+        environ[f"{ENV_PREFIX}TOKEN"] = token
     with log.open("wb") as stderr:
         # In a session of its own: closing the editor or its terminal must not end it.
         process = subprocess.Popen(
@@ -74,7 +78,7 @@ def _spawn(workspace: Path, agents: Iterable[str], token: str | None) -> Runtime
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            env={**os.environ, **({f"{ENV_PREFIX}TOKEN": token} if token else {})},
+            env=environ,
             start_new_session=True,
         )
     _spawned.append(process)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 
@@ -30,7 +30,7 @@ def absolute(path: str, what: str = "path") -> PurePosixPath:
     return PurePosixPath("/", *parts)
 
 
-def inside(path: PurePosixPath, roots: Iterable[PurePosixPath]) -> PurePosixPath | None:
+def inside(path: PurePath, roots: Iterable[PurePath]) -> PurePath | None:
     """The deepest root that holds ``path``, or None."""
     holding = [root for root in roots if path == root or root in path.parents]
     return max(holding, key=lambda root: len(root.parts), default=None)

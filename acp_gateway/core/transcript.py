@@ -98,7 +98,8 @@ class Transcript:
         content = update.get("content")
         text = content.get("text") if isinstance(content, dict) else None
         if (
-            not isinstance(text, str)
+            not isinstance(content, dict)
+            or not isinstance(text, str)
             or content.get("type") != "text"
             or update.get("_meta")
             or last.update.get("messageId") != update.get("messageId")

@@ -16,11 +16,11 @@ GRACE = 0.7
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    groups = set()
+    groups: set[int] = set()
     for line in sys.stdin:
-        sign, number = line[:1], line[1:].strip()
-        if number.isdigit() and int(number) > 1:
-            (groups.add if sign == "+" else groups.discard)(int(number))
+        sign, text = line[:1], line[1:].strip()
+        if text.isdigit() and int(text) > 1:
+            (groups.add if sign == "+" else groups.discard)(int(text))
     for number in (signal.SIGTERM, signal.SIGKILL):
         for group in list(groups):
             try:

@@ -179,6 +179,21 @@ class AgentHost:
         self._stop.set()
 
     @property
+    def can_load(self) -> bool:
+        """Does the agent advertise ``loadSession``?"""
+        return self._capabilities.get("loadSession") is True
+
+    def can(self, what: str) -> bool:
+        """Does the agent advertise this session capability (``{}`` means yes)?"""
+        sessions = self._capabilities.get("sessionCapabilities")
+        return isinstance(sessions, dict) and isinstance(sessions.get(what), dict)
+
+    @property
+    def _capabilities(self) -> dict[str, Any]:
+        found = self.initialize_result.get("agentCapabilities")
+        return found if isinstance(found, dict) else {}
+
+    @property
     def alive(self) -> bool:
         return self.ending is None and not self.exited.is_set()
 
@@ -467,7 +482,9 @@ class AgentHost:
 
     async def _read_stdout(self) -> None:
         assert self._process is not None and self._process.stdout is not None
-        fd = self._process.stdout.fileno()
+        stdout = self._process.stdout
+        assert isinstance(stdout, trio.lowlevel.FdStream)
+        fd = stdout.fileno()
         feed = self._splitter.feed
         try:
             while True:
@@ -570,7 +587,9 @@ class AgentHost:
         elif message.result:
             call.settle(message.result, None)
         else:
-            call.settle(None, AgentError({"code": -32603, "message": "the agent's answer is empty"}))
+            call.settle(
+                None, AgentError({"code": -32603, "message": "the agent's answer is empty"})
+            )
 
     def _keep_early(self, session_id: str, line: bytes, kind: str) -> None:
         # Updates of a session may come before the answer that names it.
@@ -614,4 +633,6 @@ class AgentHost:
         text = line.decode(errors="replace").strip()
         if text:
             self._stderr.append(text[:1000])
-            log.debug("agent_stderr", agent=self.profile.name, pid=self.pid, line=redact(text[:1000]))
+            log.debug(
+                "agent_stderr", agent=self.profile.name, pid=self.pid, line=redact(text[:1000])
+            )

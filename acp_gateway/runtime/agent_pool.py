@@ -261,9 +261,7 @@ class AgentPool:
                 log.warning("authenticate_failed", agent=profile.name, error=exc.message)
         return host
 
-    async def _run_host(
-        self, host: AgentHost, *, task_status: trio.TaskStatus[AgentHost]
-    ) -> None:
+    async def _run_host(self, host: AgentHost, *, task_status: trio.TaskStatus[AgentHost]) -> None:
         class Started:
             """Enter the host in the pool's books in the moment it reports ready."""
 

@@ -21,6 +21,7 @@ import platformdirs
 from acp_gateway.config import (
     AGENT_NAME,
     APP_NAME,
+    PACKAGE_PATH,
     AgentNotFoundError,
     AgentSpec,
     ConfigError,
@@ -129,8 +130,13 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
         AgentProfile(
             name="demo",
             title="Demo agent (built in, no model)",
-            argv=(sys.executable, "-m", "acp_gateway.demo_agent"),
+            argv=(sys.executable, "-P", "-m", "acp_gateway.demo_agent"),
             env_allow=_USUAL,
+            env_set={
+                "PYTHONPATH": os.pathsep.join(
+                    filter(None, (PACKAGE_PATH, os.environ.get("PYTHONPATH")))
+                )
+            },
             expected_memory_mb=30,
         ),
         AgentProfile(

@@ -1,12 +1,11 @@
 """JSON-RPC requests to handlers, through jsonrpcserver's inner dispatch (its only home).
 
-Its `async_dispatch` cannot run on trio (it awaits asyncio); the coroutine inside it can. Its text of
-foreign exceptions never reaches the wire: handlers are wrapped before it sees them.
+Its `async_dispatch` cannot run on trio (it awaits asyncio); the coroutine inside it can. Its text
+of foreign exceptions never reaches the wire: handlers are wrapped before it sees them.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -43,7 +42,6 @@ class MethodTable(dict[str, Wrapped]):
 
 
 def _wrap(handler: Handler) -> Wrapped:
-    @functools.wraps(handler)
     async def method(context: Any, /, **params: Any) -> Result:
         try:
             return Success(await handler(context, params))
@@ -55,7 +53,6 @@ def _wrap(handler: Handler) -> Wrapped:
         data = error.get("data", NODATA)
         raise JsonRpcError(_code(error.get("code")), str(error.get("message", "")), data)
 
-    del method.__wrapped__  # type: ignore[attr-defined]  # the library binds arguments to the signature it finds
     return method
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -130,12 +131,14 @@ class Session:
         self._drained = Wakeup()
         self._pausing = False
         self._nursery: trio.Nursery | None = None
-        self.name_for = lambda agent_id: agent_id
+        self.name_for: Callable[[str], str] = str
         """Set by the manager: the north id for an agent's id (an alias on a collision)."""
 
     # ---- life -----------------------------------------------------------------------------------
 
-    async def run(self, *, task_status: trio.TaskStatus[Session] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[Session] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Open on an agent, report ready, live until closed.
 
         Raises `GatewayError` only before it reported ready.
@@ -212,7 +215,7 @@ class Session:
     async def _open_on(self, host: AgentHost, *, restoring: bool) -> None:
         opening = self.opening
         if restoring or opening.how == "load":
-            if not host.initialize_result.get("agentCapabilities", {}).get("loadSession"):
+            if not host.can_load:
                 raise GatewayError(
                     ErrorKind.UNSUPPORTED_BY_AGENT,
                     f"The agent {self.profile.name} cannot load stored sessions",
@@ -221,8 +224,7 @@ class Session:
                 )
             await self._call_open(host, "session/load", muted=restoring)
         elif opening.how == "resume":
-            capabilities = host.initialize_result.get("agentCapabilities", {})
-            can = isinstance((capabilities.get("sessionCapabilities") or {}).get("resume"), dict)
+            can = host.can("resume")
             # Without resume the agent loads, and its replay is kept from the client.
             await self._call_open(host, "session/resume" if can else "session/load", muted=not can)
         else:
@@ -265,9 +267,7 @@ class Session:
             self.state.opened(result)
 
     async def _close_on(self, host: AgentHost) -> None:
-        capabilities = host.initialize_result.get("agentCapabilities", {})
-        can = isinstance((capabilities.get("sessionCapabilities") or {}).get("close"), dict)
-        if can and host.alive:
+        if host.can("close") and host.alive:
             with trio.move_on_after(CLOSE_TIMEOUT):
                 try:
                     await host.request(
@@ -280,7 +280,7 @@ class Session:
         """The agent is gone while the session lives."""
         self.board.end_all(Settled.WITHDRAWN)
         reason = host.ending or GatewayError(ErrorKind.AGENT_EXITED, "The agent is gone")
-        can_load = bool(host.initialize_result.get("agentCapabilities", {}).get("loadSession"))
+        can_load = host.can_load
         data = {key: value for key, value in reason.data.items() if key != "stderr"}
         self._notice(
             "session_died",
@@ -370,9 +370,7 @@ class Session:
                 ErrorKind.AGENT_UNRESPONSIVE, "The session could not be restored in time"
             )
 
-    async def request(
-        self, method: str, params: dict[str, Any], slot: Slot | None = None
-    ) -> Any:
+    async def request(self, method: str, params: dict[str, Any], slot: Slot | None = None) -> Any:
         """A session-scoped request to the agent; its answer takes its place among the events."""
         host = await self.agent()
         self.touch()
@@ -403,9 +401,7 @@ class Session:
 
     # ---- turns ----------------------------------------------------------------------------------
 
-    def submit(
-        self, params: dict[str, Any], *, origin: str | None, key: str | None = None
-    ) -> Turn:
+    def submit(self, params: dict[str, Any], *, origin: str | None, key: str | None = None) -> Turn:
         """Admit a prompt, or find the turn that the same key made. Raises ``prompt_queue_full``."""
         known = self.queue.find(key)
         if known is not None:
@@ -477,7 +473,9 @@ class Session:
 
     def _prompt_replied(self, turn: Turn, call: Call) -> None:
         outcome: Any
-        if turn.cancel_requested and (call.result is not None or isinstance(call.error, AgentError)):
+        if turn.cancel_requested and (
+            call.result is not None or isinstance(call.error, AgentError)
+        ):
             # Whatever word the agent has for it, the turn was cancelled (goose says end_turn).
             result = loads(bytes(call.result)) if call.result is not None else {}
             outcome = {**(result if isinstance(result, dict) else {}), **CANCELLED_RESULT}
@@ -722,6 +720,12 @@ class Session:
     def touch(self) -> None:
         self.last_used = trio.current_time()
         self.updated_at = time.time()
+
+    @property
+    def restorable(self) -> bool:
+        """Can its agent load it again later?"""
+        host = self._host
+        return host is not None and host.can_load and self.prompted
 
     @property
     def idle(self) -> bool:

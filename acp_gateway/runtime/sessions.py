@@ -30,7 +30,6 @@ from acp_gateway.protocol.types import (
     LoadSessionParams,
     NewSessionParams,
 )
-from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_pool import AgentPool
 from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.ring_budget import RingBudget
@@ -95,14 +94,16 @@ class SessionManager:
     # ---- starting -------------------------------------------------------------------------------
 
     def _admit(self) -> None:
+        """Raises ``session_limit_exceeded`` when no idle session can give way."""
         if self.draining:
             raise GatewayError(
                 ErrorKind.SHUTTING_DOWN,
                 "The gateway is shutting down",
                 remedy="reconnect when it is back",
             )
-        live = len(self.sessions) + self._starting
-        if live >= self.settings.max_sessions:
+        open_now = sum(session.over is None for session in self.sessions.values())
+        live = open_now + self._starting
+        if live >= self.settings.max_sessions and not self.make_room():
             raise GatewayError(
                 ErrorKind.SESSION_LIMIT,
                 f"Session limit reached ({live} of {self.settings.max_sessions})",
@@ -110,6 +111,20 @@ class SessionManager:
                 limit=self.settings.max_sessions,
                 scope="workspace",
             )
+
+    def make_room(self) -> bool:
+        """Close the session that nobody has used for longest, if its agent can load it again."""
+        idle = [
+            session
+            for session in self.sessions.values()
+            if session.idle and session.over is None and session.restorable
+        ]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda session: session.last_used)
+        log.info("session_made_room", session_id=oldest.id)
+        oldest.begin_close("limit")
+        return True
 
     async def _opening(
         self, how: How, params: dict[str, Any], shape: NewSessionParams, session_id: str | None
@@ -152,20 +167,26 @@ class SessionManager:
     async def _start(self, opening: Opening, profile: AgentProfile) -> Session:
         assert self._nursery is not None
         self._admit()
-        session = Session(
-            opening, profile, self.pool, self.settings, self._budget, self.workspace
-        )
-        session.name_for = self._north_name
+        session = self._new(opening, profile)
         self._starting += 1
         try:
             if opening.session_id is not None:
                 self._locks.acquire(profile.name, opening.session_id)
-            await self._nursery.start(self._run, session)
+            try:
+                await self._nursery.start(self._run, session)
+            except GatewayError as exc:
+                if exc.kind is not ErrorKind.AGENT_LIMIT or not self.make_room():
+                    raise
+                session = self._new(opening, profile)
+                await self._nursery.start(self._run, session)
         finally:
             self._starting -= 1
-        log.info(
-            "session_started", session_id=session.id, agent=profile.name, how=opening.how
-        )
+        log.info("session_started", session_id=session.id, agent=profile.name, how=opening.how)
+        return session
+
+    def _new(self, opening: Opening, profile: AgentProfile) -> Session:
+        session = Session(opening, profile, self.pool, self.settings, self._budget, self.workspace)
+        session.name_for = self._north_name
         return session
 
     async def _run(self, session: Session, *, task_status: trio.TaskStatus[Session]) -> None:
@@ -262,7 +283,7 @@ class SessionManager:
         stored: list[Any] = []
         next_cursor = None
         host = self.pool.any_host(profile)
-        if host is not None and _can(host, "list"):
+        if host is not None and host.can("list"):
             asked = {key: value for key, value in params.items() if value is not None}
             result = await host.request(
                 "session/list", asked, timeout=self.settings.agent_request_timeout
@@ -329,7 +350,7 @@ class SessionManager:
             agent_id = session.agent_id
             await session.close("deleted")
         async with self.pool.borrow(profile) as host:
-            if not _can(host, "delete"):
+            if not host.can("delete"):
                 raise GatewayError(
                     ErrorKind.UNSUPPORTED_BY_AGENT,
                     f"The agent {profile.name} cannot delete stored sessions",
@@ -371,16 +392,9 @@ class SessionManager:
             raise GatewayError(
                 ErrorKind.AGENT_ERROR, "The agent's answer to session/fork has no sessionId"
             )
-        if self.settings.isolation == "session" and _can(host, "close"):
+        if self.settings.isolation == "session" and host.can("close"):
             # The copy lives on in a child of its own.
             await host.request(
                 "session/close", {"sessionId": forked}, timeout=self.settings.agent_request_timeout
             )
         return await self.open("load", {**params, "sessionId": forked}, source.profile)
-
-
-def _can(host: AgentHost, what: str) -> bool:
-    """Does the agent advertise this session capability?"""
-    capabilities = host.initialize_result.get("agentCapabilities")
-    session = capabilities.get("sessionCapabilities") if isinstance(capabilities, dict) else None
-    return isinstance(session, dict) and isinstance(session.get(what), dict)

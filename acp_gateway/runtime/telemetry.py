@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
@@ -35,7 +36,7 @@ def configure_logging(json_lines: bool, *, verbose: bool = False) -> None:
     )
 
 
-def _clean(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]:
+def _clean(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Secrets out, control and direction characters visible: a log line cannot forge another."""
     for key, value in event.items():
         if isinstance(value, str):

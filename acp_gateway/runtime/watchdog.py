@@ -18,7 +18,7 @@ log = structlog.get_logger("acp_gateway.watchdog")
 
 
 class Watchdog:
-    """Knows every process group of an agent. `start` before the first agent, `close` after the last.
+    """Knows the process group of every agent. `start` before the first, `close` after the last.
 
     `close` ends what is still listed.
     """

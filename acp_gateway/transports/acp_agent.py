@@ -26,6 +26,7 @@ from acp_gateway.runtime.rpc import MethodTable
 from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.sessions import SessionManager
 from acp_gateway.transports.connection import Connection, Context
+from acp_gateway.wire.jsonrpc import notification_bytes
 
 OWN_META = "acp_gateway"
 
@@ -47,6 +48,17 @@ def for_agent(params: dict[str, Any]) -> dict[str, Any]:
         if rest:
             params["_meta"] = rest
     return params
+
+
+def _resync(session: Session, last: int, epoch: Any) -> bytes:
+    """Tells a client that its cursor is of no use: all of the history follows."""
+    data = {
+        "sessionId": session.id,
+        "reason": "ring_evicted" if epoch == session.epoch else "epoch_reset",
+        "lastDeliveredId": last,
+        "earliestAvailableId": session.ring.first_id,
+    }
+    return notification_bytes("_qwen/notify", {"kind": "state_resync_required", "data": data})
 
 
 class AcpAgent:
@@ -139,6 +151,7 @@ class AcpAgent:
                     "epoch": session.epoch,
                     "lastEventId": session.ring.last_id,
                     "resumed": resumed,
+                    "openPermissions": [each.request_id for each in session.board.open],
                 },
             },
         }
@@ -154,9 +167,11 @@ class AcpAgent:
             and own.get("epoch") == session.epoch
             and ring.first_id - 1 <= last <= ring.last_id
         )
-        context.connection.follow(
+        sub = context.connection.follow(
             context, session, history=not resumed, last_event_id=last if resumed else None
         )
+        if isinstance(last, int) and not resumed:
+            sub.history.appendleft(_resync(session, last, own.get("epoch")))
         return self._opened(session, resumed=resumed)
 
     async def resume(self, context: Context, params: dict[str, Any]) -> Any:
@@ -189,9 +204,7 @@ class AcpAgent:
 
     async def delete(self, context: Context, params: dict[str, Any]) -> Any:
         shape = read(SessionIdParams, params)
-        await self._manager.delete(
-            shape.session_id, for_agent(params), context.connection.profile
-        )
+        await self._manager.delete(shape.session_id, for_agent(params), context.connection.profile)
         return {}
 
     # ---- in a session ---------------------------------------------------------------------------

@@ -164,7 +164,7 @@ class AcpHttp:
     # ---- POST -----------------------------------------------------------------------------------
 
     async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """One message of a client. ``headers`` are case-insensitive."""
+        """One message of a client. Header names are in lower case."""
         profile = self._hub.profile_at(path)
         if profile is None:
             return plain_error(404, "not_found", f"There is no agent at {path}")
@@ -358,9 +358,7 @@ class AcpHttp:
             await trio.sleep(KEEPALIVE)
             await write(SSE_KEEPALIVE)
 
-    async def _await_attach(
-        self, peer: HttpPeer, session_id: str, scope: trio.CancelScope
-    ) -> None:
+    async def _await_attach(self, peer: HttpPeer, session_id: str, scope: trio.CancelScope) -> None:
         await trio.sleep(UNATTACHED_STREAM)
         if session_id not in peer.subs:
             scope.cancel()

@@ -270,7 +270,7 @@ class Connection:
     def session(self, session_id: str) -> Session | None:
         return self._sessions.get(session_id)
 
-    # ---- what a session calls (runtime.session.Client) --------------------------------------------
+    # ---- what a session calls (runtime.session.Client) ------------------------------------------
 
     @property
     def reads_files(self) -> bool:

@@ -38,6 +38,10 @@ def _response(answer: Answer) -> Response:
     return response
 
 
+def _headers() -> dict[str, str]:
+    return {name.lower(): value for name, value in request.headers.items()}
+
+
 def _json(body: Any, status: int = 200) -> Response:
     return Response(dumps(body), status, content_type="application/json")
 
@@ -51,10 +55,10 @@ def make_app(hub: Hub, acp: AcpHttp) -> QuartTrio:
 
     async def post() -> Response:
         body = await request.get_data(cache=False)
-        return _response(await acp.post(request.path, request.headers, cast(bytes, body)))
+        return _response(await acp.post(request.path, _headers(), cast(bytes, body)))
 
     async def delete() -> Response:
-        return _response(acp.delete(request.path, request.headers))
+        return _response(acp.delete(request.path, _headers()))
 
     async def upgrade() -> None:
         await serve_fallback(websocket, hub)
@@ -171,9 +175,7 @@ class GatewayAsgi:
                 websocket=is_websocket,
             )
         elif (
-            not is_websocket
-            and scope["method"] == "GET"
-            and self._hub.profile_at(path) is not None
+            not is_websocket and scope["method"] == "GET" and self._hub.profile_at(path) is not None
         ):
             await self._stream(headers, receive, send)
         else:

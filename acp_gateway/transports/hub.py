@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import trio
+
 from acp_gateway.config import Settings
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.agent_profile import AgentProfile
@@ -18,6 +20,7 @@ class Hub:
         self.policy = policy
         self.agent = AcpAgent(manager)
         self.connections: dict[str, Connection] = {}
+        self._left = trio.Event()
 
     def profile_at(self, path: str) -> AgentProfile | None:
         """The agent that an endpoint's path names: ``/acp`` is the first, ``/agents/NAME/acp``."""
@@ -48,6 +51,13 @@ class Hub:
 
     def remove(self, connection: Connection) -> None:
         self.connections.pop(connection.id, None)
+        self._left.set()
+        self._left = trio.Event()
+
+    async def empty(self) -> None:
+        """Return once nobody is connected."""
+        while self.connections:
+            await self._left.wait()
 
     def kick_all(self, code: int, reason: str) -> None:
         for connection in tuple(self.connections.values()):

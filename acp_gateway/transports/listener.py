@@ -179,7 +179,7 @@ class Listener:
 
 
 async def _read_head(stream: trio.abc.Stream) -> tuple[bytes, bool]:
-    """(the bytes read so far, is it a WebSocket upgrade); no bytes: the peer said nothing usable."""
+    """(the bytes read so far, is it a WebSocket upgrade); no bytes: nothing usable came."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
     data = bytearray()
     with trio.move_on_after(HEAD_TIMEOUT):

@@ -1,4 +1,4 @@
-"""What the daemon says of itself to a program (``GET /status`` with ``Accept: application/json``)."""
+"""What the daemon says of itself to a program: ``GET /status`` that accepts JSON."""
 
 from __future__ import annotations
 

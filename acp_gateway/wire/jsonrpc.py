@@ -168,7 +168,7 @@ def open_line(line: bytes) -> Line:
         return _open(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    # The strict decoder refuses a lone surrogate; the lenient one decides, and the line is made anew.
+    # The strict decoder refuses a lone surrogate; the lenient one decides.
     try:
         value = loads(line)
     except ValueError as exc:

@@ -1,4 +1,4 @@
-"""Newline-delimited framing: bytes in, whole lines out, any split of the input gives the same lines.
+"""Newline-delimited framing: bytes in, whole lines out; any split gives the same lines.
 
 Only the new piece is searched and unfinished pieces are kept in a list, so that one 64 MiB line
 costs linear time.

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 import pytest
-from conftest import ROOT, Cli, make_info
+from conftest import Cli, make_info
 
 from acp_gateway import __version__
 from acp_gateway.cli import base
@@ -216,13 +216,23 @@ def test_editor_snippets_are_json(cli: Cli, editor: str) -> None:
     url = "ws://127.0.0.1:4170/acp"
     server = cli("editor", editor, url, "--token", "t", "--name", "N").json()["agent_servers"]["N"]
     assert server["args"][-2:] == ["connect", url]
-    assert server["env"] == {"ACP_GATEWAY_TOKEN": "t"}
+    assert server["env"]["ACP_GATEWAY_TOKEN"] == "t"
 
 
-def test_the_snippets_command_starts_this_program(cli: Cli) -> None:
+def test_the_snippets_command_starts_this_program(cli: Cli, home: Path) -> None:
+    """In a project that has a package of the same name, which must not be imported."""
+    (home / "acp_gateway").mkdir()
+    (home / "acp_gateway" / "__init__.py").write_text("raise SystemExit('hijacked')")
     server = cli("editor", "zed").json()["agent_servers"]["ACP Gateway"]
     argv = [server["command"], *server["args"][: server["args"].index("connect")], "--version"]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        argv,
+        env={"PATH": os.environ["PATH"], **server["env"]},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
     assert done.stdout.strip() == __version__
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import socket
 import sys
 from pathlib import Path
@@ -247,9 +248,9 @@ def test_a_program_that_is_gone(tmp_path: Path) -> None:
     assert handshake(profile, timeout=1, cwd=tmp_path, environ={}).kind == "agent_start_failed"
 
 
-def test_the_real_demo_agent_shakes_hands(home: Path) -> None:
-    import os
-
+def test_the_demo_agent_is_ours_whatever_the_workspace_holds(home: Path) -> None:
+    (home / "acp_gateway").mkdir()
+    (home / "acp_gateway" / "__init__.py").write_text("raise SystemExit('hijacked')")
     profile = resolve_agents(["demo"]).default
     result = handshake(profile, timeout=20, cwd=home, environ=os.environ)
     assert result.kind == "ok"

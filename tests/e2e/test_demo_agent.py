@@ -248,6 +248,8 @@ def test_a_new_process_lists_and_loads_the_session(tmp_path: Path) -> None:
             ]
             fork = (await connection.fork_session(session_id=sid, cwd=str(work))).session_id
             assert fork != sid
+            await connection.load_session(cwd=str(work), session_id=fork)
+            assert after.text(fork) == before.text(sid)
             count = len(after.updates)
             await connection.resume_session(session_id=sid, cwd=str(work))
             assert {u.session_update for _, u in after.updates[count:]} <= {

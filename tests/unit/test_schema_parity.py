@@ -812,7 +812,7 @@ def test_cases_use_the_shapes_of_the_method_table() -> None:
 def test_valid_messages_are_valid_everywhere(name: str) -> None:
     case, schema = CASES[name], validator(name, AS_WRITTEN)
 
-    @judge
+    @settings(judge, max_examples=100)
     @given(message=case.valid)
     def check(message: Any) -> None:
         assert case.shape is None or ours(case.shape, message) is not None
