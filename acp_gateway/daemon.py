@@ -9,7 +9,6 @@ import sys
 import time
 import webbrowser
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -266,8 +265,7 @@ class Daemon:
                 await hub.empty()
             await self._pool.close()
         with trio.CancelScope(shield=True), trio.move_on_after(LAST_RESORT):
-            with suppress(GatewayError):
-                await self._pool.close()
+            await self._pool.close()
 
 
 def _state_dir() -> Path:

@@ -349,7 +349,7 @@ class Session:
     # ---- the agent ------------------------------------------------------------------------------
 
     async def agent(self) -> AgentHost:
-        """The living agent of this session; restores the session on a new child when it was lost."""
+        """The living agent of this session; a lost one is replaced and the session restored."""
         tried = False
         while True:
             if self.over is not None:
@@ -637,7 +637,7 @@ class Session:
             if sub.outlet is not None:
                 sub.outlet.wake()
 
-    # ---- flow: one slow reader may hold up its agent, a stalled one may not -----------------------
+    # ---- flow: one slow reader may hold up its agent, a stalled one may not ---------------------
 
     @property
     def over_flow(self) -> bool:

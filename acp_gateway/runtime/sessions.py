@@ -303,9 +303,11 @@ class SessionManager:
         sessions: list[Any] = []
         if wanted.cursor is None:
             told = {info.get("sessionId"): info for info in stored if isinstance(info, dict)}
-            for session in sorted(live.values(), key=lambda each: -each.updated_at):
-                if wanted.cwd is None or Path(wanted.cwd) == session.cwd:
-                    sessions.append(self._info(session, told.get(session.id)))
+            sessions += [
+                self._info(session, told.get(session.id))
+                for session in sorted(live.values(), key=lambda each: -each.updated_at)
+                if wanted.cwd is None or Path(wanted.cwd) == session.cwd
+            ]
         aliased = {session.agent_id for session in live.values()}
         sessions += [
             info
