@@ -163,7 +163,7 @@ async def _follow(
     ready = False
     with trio.CancelScope(deadline=trio.current_time() + START_TIMEOUT) as scope:
         async for chunk in stderr:
-            log.append(chunk)
+            log.append(bytes(chunk))
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 found = None if ready else _url(line)

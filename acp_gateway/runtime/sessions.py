@@ -135,10 +135,10 @@ class SessionManager:
             real, _ = await self.workspace.resolve_directory(directory, "additionalDirectories")
             roots.append(real)
         # What the session may touch is its workspace root; cwd is only where it starts.
-        clean = {**params, "cwd": str(cwd)}
-        clean.setdefault("mcpServers", [])
-        if clean["mcpServers"] is None:
-            clean["mcpServers"] = []
+        # Only usable servers go on: an agent may refuse the whole request for one bad item.
+        clean = {**params, "cwd": str(cwd), "mcpServers": list(shape.mcp_servers)}
+        if "additionalDirectories" in params:
+            clean["additionalDirectories"] = [str(each) for each in roots[1:]]
         return Opening(
             how=how,
             params=clean,

@@ -5,6 +5,7 @@ ACP messages are in test_schema_parity.
 
 from __future__ import annotations
 
+import json
 import pathlib
 import typing
 from pathlib import Path
@@ -20,6 +21,7 @@ from acp_gateway.protocol import types as t
 from acp_gateway.protocol.converter import read
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.protocol.schema_files import load_schemas, schema_dir
+from acp_gateway.runtime.runtime_file import RuntimeInfo
 
 SCHEMAS = load_schemas()
 REGISTRY = jsonschema_rs.Registry(list(SCHEMAS.items()))
@@ -217,21 +219,34 @@ def test_a_whole_file_is_accepted() -> None:
 
 # -- runtime file ----------------------------------------------------------------------------------
 
-RUNTIME_FILE = {
-    "version": "0.1.0",
-    "pid": 42,
-    "startedAt": 1.8e9,
-    "url": "http://127.0.0.1:4170",
-    "acpUrl": "ws://127.0.0.1:4170/acp",
-    "workspaces": ["/w"],
-    "agents": ["demo"],
-}
+RUNTIME_FILE = json.loads(
+    json.dumps(
+        RuntimeInfo(
+            pid=42,
+            process_start="1",
+            started_at=1.8e9,
+            version="0.1.0",
+            url="http://127.0.0.1:4170",
+            ws_url="ws://127.0.0.1:4170/acp",
+            workspace=("/w",),
+            agents=("demo",),
+            auth="none",
+        ).to_dict()
+    )
+)
 
 
-def test_runtime_files() -> None:
+def test_runtime_files_are_what_the_daemon_writes() -> None:
+    schema = SCHEMAS["acp-gateway:runtime-file"]
+    assert set(schema["properties"]) == set(RUNTIME_FILE)
+    optional = {name for name, value in RUNTIME_FILE.items() if value is None}
+    assert set(schema["required"]) == set(RUNTIME_FILE) - optional
     assert is_valid("runtime-file", RUNTIME_FILE)
-    assert is_valid("runtime-file", {**RUNTIME_FILE, "token": None, "tokenFile": "/f", "new": 1})
-    for name in RUNTIME_FILE:
-        assert not is_valid("runtime-file", {**RUNTIME_FILE, name: None})
-        without = {key: value for key, value in RUNTIME_FILE.items() if key != name}
-        assert not is_valid("runtime-file", without)
+    assert is_valid("runtime-file", {**RUNTIME_FILE, "token": "t", "new": 1})
+
+
+@pytest.mark.parametrize("name", RUNTIME_FILE)
+def test_wrong_runtime_files_are_refused(name: str) -> None:
+    assert not is_valid("runtime-file", {**RUNTIME_FILE, name: {}})
+    without = {key: value for key, value in RUNTIME_FILE.items() if key != name}
+    assert is_valid("runtime-file", without) is (RUNTIME_FILE[name] is None)
