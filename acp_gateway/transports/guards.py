@@ -65,7 +65,19 @@ def is_loopback(host: str) -> bool:
 
 def decide(head: Head, policy: Policy) -> GatewayError | None:
     """None: come in. Else the refusal (its kind gives 401 or 403)."""
-    return _host(head, policy) or _origin(head, policy) or _bearer(head, policy)
+    refusal = _host(head, policy) or _origin(head, policy)
+    if refusal is None and not is_preflight(head):
+        refusal = _bearer(head, policy)
+    return refusal
+
+
+def is_preflight(head: Head) -> bool:
+    """A browser's question before a request from another origin; it never carries a token."""
+    return (
+        head.method == "OPTIONS"
+        and "origin" in head.headers
+        and "access-control-request-method" in head.headers
+    )
 
 
 class Refused(GatewayError):

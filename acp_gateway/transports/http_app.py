@@ -19,7 +19,7 @@ from acp_gateway import __version__
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.transports.acp_http import AcpHttp, Answer, plain_error
 from acp_gateway.transports.acp_ws_fallback import serve_fallback
-from acp_gateway.transports.guards import Head, decide
+from acp_gateway.transports.guards import Head, decide, is_preflight
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.status import status_body
 from acp_gateway.wire.json_codec import dumps
@@ -160,6 +160,8 @@ class GatewayAsgi:
             upgrade=is_websocket,
         )
         refusal = decide(head, self._hub.policy)
+        if not is_websocket and "origin" in headers:
+            send = _with_cors(send, headers["origin"] if refusal is None else None)
         if refusal is not None:
             status, body = refusal.to_http()
             await _send_answer(
@@ -174,6 +176,8 @@ class GatewayAsgi:
                 send,
                 websocket=is_websocket,
             )
+        elif is_preflight(head):
+            await _send_answer(Answer(204, b"", _PREFLIGHT), send)
         elif (
             not is_websocket and scope["method"] == "GET" and self._hub.profile_at(path) is not None
         ):
@@ -194,6 +198,34 @@ class GatewayAsgi:
             if answer is not None:
                 await _send_answer(answer, send)
             nursery.cancel_scope.cancel()
+
+
+_PREFLIGHT = (
+    ("access-control-allow-methods", "GET, POST, DELETE"),
+    (
+        "access-control-allow-headers",
+        "authorization, content-type, accept, last-event-id, acp-connection-id, acp-session-id, "
+        "acp-protocol-version",
+    ),
+    ("access-control-max-age", "600"),
+)
+
+
+def _with_cors(send: Send, origin: str | None) -> Send:
+    """Let the page of ``origin`` read the answer (WHATWG Fetch, CORS protocol); None: refused."""
+    headers = [(b"vary", b"Origin")]
+    if origin is not None:
+        headers += [
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-expose-headers", b"acp-connection-id, acp-event-epoch"),
+        ]
+
+    async def with_headers(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
+
+    return with_headers
 
 
 async def _send_answer(answer: Answer, send: Send, *, websocket: bool = False) -> None:
