@@ -51,7 +51,7 @@ class _Asked:
     request_id: str | None
     """The question's lasting name; None for requests that die with their connection."""
     answer: Message | None = None
-    """Given while the gateway was away."""
+    """What the editor said; the gateway may not have got it."""
 
 
 @attrs.define
@@ -77,6 +77,8 @@ class Bridge:
         """Ids of in-flight requests that went out on some connection."""
         self._held: list[Message] = []
         """Notifications of the editor that wait for the gateway."""
+        self._cancelled: set[str] = set()
+        """Sessions whose running prompts the editor took back: said again after a loss."""
         self._asked: dict[int, _Asked] = {}
         self._next_id = 0
         self._own: dict[str, tuple[str, str | None]] = {}
@@ -97,10 +99,13 @@ class Bridge:
             self._in_flight[_key(message["id"])] = message
             if self._online or (method == "initialize" and self._can_greet):
                 self._send(message, out)
-        elif self._online:
-            out.to_gateway.append(message)
         else:
-            self._held.append(message)
+            if method == "session/cancel":
+                self._cancelled.add(str((message.get("params") or {}).get("sessionId")))
+            if self._online:
+                out.to_gateway.append(message)
+            else:
+                self._held.append(message)
         return out
 
     @property
@@ -128,12 +133,12 @@ class Bridge:
         asked = self._asked.get(id) if isinstance(id, int) else None
         if asked is None or asked.answer is not None:
             return
+        # Kept until the gateway says that the question is over: what was written to a connection
+        # may be lost with it.
+        asked.answer = message
         if self._online and asked.gateway_id is not None:
             out.to_gateway.append({**message, "id": asked.gateway_id})
-            del self._asked[id]  # type: ignore[arg-type]
-        elif asked.request_id is not None:
-            asked.answer = message
-        else:
+        if asked.request_id is None:
             del self._asked[id]  # type: ignore[arg-type]
 
     # ---- the gateway ----------------------------------------------------------------------------
@@ -161,17 +166,24 @@ class Bridge:
             for id, asked in tuple(self._asked.items()):
                 if asked.gateway_id == params.get("requestId"):
                     del self._asked[id]
-                    out.to_editor.append(_cancel(id))
+                    if asked.answer is None:
+                        out.to_editor.append(_cancel(id))
         else:
-            self._note_resync(method, params)
+            self._note(method, params)
             out.to_editor.append(message)
         return out
 
-    def _note_resync(self, method: str, params: dict[str, Any]) -> None:
+    def _note(self, method: str, params: dict[str, Any]) -> None:
         data = params.get("data")
-        if method != "_qwen/notify" or params.get("kind") != "state_resync_required":
+        if method != "_qwen/notify" or not isinstance(data, dict):
             return
-        session_id = data.get("sessionId") if isinstance(data, dict) else None
+        if params.get("kind") == "permission_resolved":
+            for id, asked in tuple(self._asked.items()):
+                if asked.answer is not None and asked.request_id == data.get("requestId"):
+                    del self._asked[id]
+        if params.get("kind") != "state_resync_required":
+            return
+        session_id = data.get("sessionId")
         followed = self._sessions.get(str(session_id))
         if followed is not None and any(sid == session_id for _, sid in self._own.values()):
             followed.muted = True
@@ -186,7 +198,6 @@ class Bridge:
                     asked.gateway_id = message["id"]
                     if asked.answer is not None:
                         out.to_gateway.append({**asked.answer, "id": message["id"]})
-                        del self._asked[id]
                     return
         self._next_id += 1
         self._asked[self._next_id] = _Asked(
@@ -206,6 +217,8 @@ class Bridge:
         if request is None:
             return
         self._sent.discard(_key(id))
+        if request["method"] == "session/prompt":
+            self._cancelled.discard(str((request.get("params") or {}).get("sessionId")))
         if "error" not in message:
             self._learn(request, message.get("result"))
         if request["method"] == "initialize":
@@ -322,6 +335,16 @@ class Bridge:
             if request["method"] != "initialize":
                 self._send(request, out)
         held, self._held = self._held, []
+        running = {
+            str((request.get("params") or {}).get("sessionId"))
+            for request in self._in_flight.values()
+            if request["method"] == "session/prompt"
+        }
+        self._cancelled &= running
+        out.to_gateway += [
+            {"jsonrpc": "2.0", "method": "session/cancel", "params": {"sessionId": session_id}}
+            for session_id in sorted(self._cancelled)
+        ]
         out.to_gateway += held
 
     def give_up(self, error: GatewayError) -> Output:

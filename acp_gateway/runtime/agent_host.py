@@ -44,6 +44,7 @@ log = structlog.get_logger("acp_gateway.agent")
 READ_BYTES: Final = 64 * 1024
 STDERR_LINES: Final = 40
 GARBAGE_LOGGED: Final = 20
+_OPENING: Final = frozenset({"session/new", "session/fork"})
 EARLY_SESSIONS: Final = 64
 EARLY_BYTES: Final = 8 * 1024 * 1024
 EOF_GRACE: Final = 2.0
@@ -51,6 +52,7 @@ TERM_GRACE: Final = 4.0
 KILL_GRACE: Final = 4.0
 STDIN_STALL: Final = 30.0
 DRAIN_AFTER_EXIT: Final = 0.5
+HANG_UP_GRACE: Final = 2.0
 
 
 class AgentLink(Protocol):
@@ -85,6 +87,10 @@ class Call:
             self.on_reply(self)
         self._done.set()
 
+    @property
+    def settled(self) -> bool:
+        return self._done.is_set()
+
     async def wait(self) -> msgspec.Raw:
         """The raw result. Raises `AgentError` or the host's reason for its end."""
         await self._done.wait()
@@ -116,6 +122,8 @@ class AgentHost:
         self.pid: int | None = None
         self.returncode: int | None = None
         self.leases = 0
+        self.stamp: Any = None
+        """What its program was when it was started."""
         self._settings = settings
         self._watchdog = watchdog
         self._environ = environ
@@ -474,9 +482,22 @@ class AgentHost:
                             await stdin.send_all(data[start : start + READ_BYTES])
                     self._out_bytes -= len(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the exit watcher tells why
+            await self._hung_up("input")
         except trio.TooSlowError:
             self.end(self._stalled())
+
+    async def _hung_up(self, pipe: str) -> None:
+        """An agent that closed a pipe and lives on is of no use; the exit watcher tells else."""
+        await trio.sleep(HANG_UP_GRACE)
+        if self.returncode is None:
+            self.end(
+                GatewayError(
+                    ErrorKind.AGENT_EXITED,
+                    f"The agent {self.profile.name} closed its {pipe} and went on running",
+                    agent=self.profile.name,
+                    stderr=self.stderr_tail(),
+                )
+            )
 
     # ---- messages of the agent ------------------------------------------------------------------
 
@@ -499,8 +520,10 @@ class AgentHost:
                 if self._splitter.dropped:
                     self._log_garbage(b"(a line over the size limit)")
                     self._splitter.dropped = 0
-                for link in self._handle(lines):
+                links = self._handle(lines)
+                for link in links:
                     link.wake()
+                for link in links:
                     if link.over_flow:
                         await link.flow()
             rest = self._splitter.rest()
@@ -511,6 +534,7 @@ class AgentHost:
             pass
         finally:
             self._stdout_done.set()
+        await self._hung_up("output")
 
     def _handle(self, lines: list[bytes]) -> set[AgentLink]:
         now = time.time()
@@ -577,12 +601,12 @@ class AgentHost:
             id = loads(bytes(message.id)) if message.id else None
         except ValueError:
             id = None
-        call = self._calls.pop(id, None) if isinstance(id, int) else None
+        call = self._calls.pop(id, None) if type(id) is int else None
         if call is None:
             if not message.id or id is None:
                 self._log_garbage(line)
             return
-        if message.error:
+        if message.error and bytes(message.error) != b"null":
             call.settle(None, AgentError(message.error_object()))
         elif message.result:
             call.settle(message.result, None)
@@ -592,7 +616,12 @@ class AgentHost:
             )
 
     def _keep_early(self, session_id: str, line: bytes, kind: str) -> None:
-        # Updates of a session may come before the answer that names it.
+        # Updates of a session may come before the answer that names it. When none is awaited they
+        # are of a session that has been closed.
+        if not any(call.method in _OPENING for call in self._calls.values()):
+            self._early.clear()
+            self._early_bytes = 0
+            return
         if len(self._early) >= EARLY_SESSIONS and session_id not in self._early:
             return
         if self._early_bytes + len(line) > EARLY_BYTES:

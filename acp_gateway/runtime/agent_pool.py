@@ -36,10 +36,11 @@ class _Spares:
 
     def __init__(self, profile: AgentProfile) -> None:
         self.profile = profile
-        self.stamp: Any = None
         self.ready: AgentHost | None = None
         self.starting: trio.CancelScope | None = None
         self.changed = trio.Event()
+        self.claimed = False
+        """A session waits for the one that is starting."""
         self.backoff = Backoff(1.0, 60.0)
         self.retry_at = 0.0
         self.error: GatewayError | None = None
@@ -77,6 +78,7 @@ class AgentPool:
         self._last_client = 0.0
         self._nursery: trio.Nursery | None = None
         self._closing = False
+        self._left = trio.Event()
         memory = available_memory()
         self._memory_at_start = memory
         self.max_agents = settings.max_agents or self._fit(memory)
@@ -116,12 +118,12 @@ class AgentPool:
         for spares in self._spares.values():
             spare = spares.ready
             if spare is not None:
-                changed = binary_stamp(spares.profile) != spares.stamp
+                changed = binary_stamp(spares.profile) != spare.stamp
                 if not spare.alive or changed or idle:
                     spares.ready = None
                     spare.end()
             if self._wanted and not idle:
-                self._ensure_spare(spares)
+                self._warm(spares)
         if settings.isolation == "shared":
             for host in self.hosts:
                 if not host.leases and now - host.last_used > settings.agent_idle:
@@ -133,12 +135,12 @@ class AgentPool:
         """A client is here: from now on a spare is worth its memory."""
         self._wanted = True
         self._last_client = trio.current_time()
-        if self._settings.isolation == "shared":
-            # The first shared child is the warm one.
-            if not any(host.profile is profile and host.alive for host in self.hosts):
-                self._ensure_spare(self._spares[profile.name])
-        else:
-            self._ensure_spare(self._spares[profile.name])
+        self._warm(self._spares[profile.name])
+
+    def _warm(self, spares: _Spares) -> None:
+        # Of shared children the first is the warm one.
+        if self._settings.isolation == "session" or self.any_host(spares.profile) is None:
+            self._ensure_spare(spares)
 
     async def handshake(self, profile: AgentProfile) -> dict[str, Any] | None:
         """The profile's initialize result; waits at most five seconds for the first one."""
@@ -154,11 +156,11 @@ class AgentPool:
 
     # ---- spares ---------------------------------------------------------------------------------
 
-    def _ensure_spare(self, spares: _Spares) -> None:
+    def _ensure_spare(self, spares: _Spares, *, needed: bool = False) -> None:
         if (
             self._nursery is None
             or self._closing
-            or self._settings.spare_agents < 1
+            or (self._settings.spare_agents < 1 and not needed)
             or spares.ready is not None
             or spares.starting is not None
             or trio.current_time() < spares.retry_at
@@ -219,9 +221,9 @@ class AgentPool:
         short = memory is not None and memory < profile.expected_memory_mb * MIB
         if self._room() and not short:
             return
-        # An unused spare of another profile makes room.
+        # An unused spare makes room: it is of another profile or for another directory.
         for spares in self._spares.values():
-            if spares.ready is not None and spares.profile is not profile:
+            if spares.ready is not None:
                 spares.ready.end()
                 spares.ready = None
                 return
@@ -238,8 +240,8 @@ class AgentPool:
         assert self._nursery is not None
         self._admit(profile)
         spares = self._spares[profile.name]
-        spares.stamp = binary_stamp(profile)
         host = AgentHost(profile, self._settings, self._watchdog, cwd, self._environ)
+        host.stamp = binary_stamp(profile)
         self._starting += 1
         try:
             await self._nursery.start(self._run_host, host)
@@ -259,6 +261,9 @@ class AgentPool:
                 )
             except GatewayError as exc:
                 log.warning("authenticate_failed", agent=profile.name, error=exc.message)
+            except trio.Cancelled:
+                host.end()  # nobody will lease it
+                raise
         return host
 
     async def _run_host(self, host: AgentHost, *, task_status: trio.TaskStatus[AgentHost]) -> None:
@@ -277,11 +282,23 @@ class AgentPool:
             if not ready:
                 raise
         except Exception:
-            if not ready:
-                raise
             log.exception("agent_host_failed", agent=host.profile.name, pid=host.pid)
+            if not ready:
+                raise GatewayError(
+                    ErrorKind.AGENT_START_FAILED,
+                    f"The agent {host.profile.name} could not be started: internal error",
+                    agent=host.profile.name,
+                ) from None
         finally:
             self.hosts.discard(host)
+            self._left.set()
+            self._left = trio.Event()
+
+    async def room(self) -> None:
+        """Return when one more child may run, or after the time that a child has to end."""
+        with trio.move_on_after(STOP_DEADLINE):
+            while not self._room():
+                await self._left.wait()
 
     # ---- lending --------------------------------------------------------------------------------
 
@@ -291,6 +308,7 @@ class AgentPool:
 
         Raises ``agent_start_failed`` or ``agent_limit_exceeded``.
         """
+        self._last_client = trio.current_time()
         if self._settings.isolation == "shared":
             host = await self._shared_host(profile, cwd)
         else:
@@ -310,10 +328,16 @@ class AgentPool:
         if cwd != self._root:
             return None  # a child's working directory is fixed at its start
         spares = self._spares[profile.name]
-        while spares.starting is not None and spares.ready is None:
-            await spares.changed.wait()
+        if spares.starting is not None and spares.ready is None and not spares.claimed:
+            # One waits for it; the next would wait for the one after it, so it starts its own.
+            spares.claimed = True
+            try:
+                while spares.starting is not None and spares.ready is None:
+                    await spares.changed.wait()
+            finally:
+                spares.claimed = False
         spare, spares.ready = spares.ready, None
-        if spare is not None and spare.alive and binary_stamp(profile) == spares.stamp:
+        if spare is not None and spare.alive and binary_stamp(profile) == spare.stamp:
             return spare
         if spare is not None:
             spare.end()
@@ -352,7 +376,7 @@ class AgentPool:
         if host is None:
             spares = self._spares[profile.name]
             spares.retry_at = 0.0
-            self._ensure_spare(spares)
+            self._ensure_spare(spares, needed=True)
             while spares.starting is not None:
                 await spares.changed.wait()
             host = self.any_host(profile)

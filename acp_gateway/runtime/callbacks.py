@@ -24,7 +24,7 @@ from acp_gateway.protocol.errors import (
 from acp_gateway.protocol.types import ReadTextFileParams, WriteTextFileParams
 from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.workspace import Workspace
-from acp_gateway.wire.json_codec import loads
+from acp_gateway.wire.json_codec import dumps, loads
 
 if TYPE_CHECKING:
     from acp_gateway.runtime.session import Session
@@ -42,8 +42,8 @@ class AgentCallbacks:
         self._session = session
         self._workspace = workspace
         self._settings = settings
-        self._questions: dict[Any, Question] = {}
-        """Open questions by the agent's own request id."""
+        self._questions: dict[bytes, Question] = {}
+        """Open questions by the agent's own request id, as JSON: it may be any value."""
 
     def serve(
         self, host: AgentHost, id: bytes, method: str, params: Any, nursery: trio.Nursery
@@ -86,11 +86,12 @@ class AgentCallbacks:
                 },
             )
             return
-        key = loads(id)
+        key = dumps(loads(id))
         request_id = uuid.uuid4().hex
         meta = params.get("_meta")
         meta = dict(meta) if isinstance(meta, dict) else {}
-        meta["qwen"] = {**(meta.get("qwen") or {}), "requestId": request_id}
+        theirs = meta.get("qwen")
+        meta["qwen"] = {**(theirs if isinstance(theirs, dict) else {}), "requestId": request_id}
         question = Question(
             request_id,
             {**params, "sessionId": session.id, "_meta": meta},
@@ -114,7 +115,7 @@ class AgentCallbacks:
         if self._session.board.end(question, Settled.TIMEOUT):
             log.info("permission_timeout", session_id=self._session.id)
 
-    def _settled(self, host: AgentHost, id: bytes, key: Any, question: Question) -> None:
+    def _settled(self, host: AgentHost, id: bytes, key: bytes, question: Question) -> None:
         session = self._session
         self._questions.pop(key, None)
         if question.reason is not Settled.WITHDRAWN and host.alive:
@@ -133,7 +134,7 @@ class AgentCallbacks:
 
     def withdraw(self, request_id: Any) -> None:
         """``$/cancel_request`` of the agent for a question it asked."""
-        question = self._questions.get(request_id)
+        question = self._questions.get(dumps(request_id))
         if question is not None:
             # It still wants an answer to its request (ACP v1: the original MUST be answered).
             self._session.board.end(question, Settled.CANCEL)

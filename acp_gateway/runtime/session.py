@@ -83,6 +83,12 @@ class Client(Protocol):
     async def forward(self, session: Session, method: str, params: Any) -> Any: ...
 
 
+def _session_id_in(call: Call) -> str | None:
+    result = None if call.result is None else loads(bytes(call.result))
+    session_id = result.get("sessionId") if isinstance(result, dict) else None
+    return session_id if isinstance(session_id, str) else None
+
+
 class Session:
     def __init__(
         self,
@@ -126,6 +132,7 @@ class Session:
         self._changed = trio.Event()
         self._wanted = trio.Event()
         self._closing = trio.Event()
+        self._opening_scope = trio.CancelScope()
         self._turn_wakeup = Wakeup()
         self._turn_scope: trio.CancelScope | None = None
         self._drained = Wakeup()
@@ -168,7 +175,10 @@ class Session:
         while True:
             try:
                 async with self._pool.lease(self.profile, self.opening.root) as host:
-                    await self._open_on(host, restoring=bool(ready))
+                    with trio.CancelScope() as self._opening_scope:
+                        await self._open_on(host, restoring=bool(ready))
+                    if self._opening_scope.cancelled_caught:
+                        return
                     self._host = host
                     self._restore_error = None
                     self._signal()
@@ -240,17 +250,21 @@ class Session:
 
         def opened(call: Call) -> None:
             # In wire order, so that an update right behind the answer finds its session.
-            if call.result is not None and not known:
-                result = loads(bytes(call.result))
-                session_id = result.get("sessionId") if isinstance(result, dict) else None
-                if isinstance(session_id, str):
-                    self.agent_id = session_id
-                    self.id = self.name_for(session_id)
-                    host.adopt(session_id, self)
+            session_id = None if known else _session_id_in(call)
+            if session_id is not None:
+                self.agent_id = session_id
+                self.id = self.name_for(session_id)
+                host.adopt(session_id, self)
             self._muted = False
 
+        def unwanted(call: Call) -> None:
+            # Nobody waits for the new session any more; a shared agent would keep it.
+            session_id = _session_id_in(call)
+            if session_id is not None and host.can("close"):
+                host.call("session/close", {"sessionId": session_id})
+
+        call = host.call(method, params, opened)
         try:
-            call = host.call(method, params, opened)
             result = loads(bytes(await host.wait(call, self._settings.agent_request_timeout)))
             if not known and not self.agent_id:
                 raise GatewayError(
@@ -262,6 +276,12 @@ class Session:
             raise
         except BaseException:
             host.release(self.agent_id, self)
+            if known:
+                host.forget(call)
+            elif call.settled:
+                unwanted(call)
+            else:
+                call.on_reply = unwanted
             raise
         if isinstance(result, dict):
             self.state.opened(result)
@@ -289,11 +309,11 @@ class Session:
             recoverable=can_load,
             **data,
         )
-        running = self.queue.running
-        if running is not None:
-            self._settle(running, reason)
+        # What had been sent to it was settled by the host; a turn that still waits for an agent
+        # gets the next one.
         if not can_load:
             self.over = reason
+        self._signal()
 
     def _finish(self) -> None:
         error = self.over or GatewayError(
@@ -341,6 +361,7 @@ class Session:
         self._notice("session_closed", reason=reason)
         self.wake()
         self._closing.set()
+        self._opening_scope.cancel()  # a close does not wait for a restore
 
     def _signal(self) -> None:
         self._changed.set()
@@ -445,12 +466,16 @@ class Session:
                 await self._run_turn(turn)
 
     async def _run_turn(self, turn: Turn) -> None:
-        try:
-            host = await self.agent()
-        except GatewayError as exc:
-            self._settle(turn, exc)
-            return
-        if turn.cancel_requested or turn.settled:
+        with trio.CancelScope() as scope:
+            self._turn_scope = scope  # a cancel has its deadline here too
+            try:
+                host = await self.agent()
+            except GatewayError as exc:
+                self._settle(turn, exc)
+                return
+            finally:
+                self._turn_scope = None
+        if scope.cancelled_caught or turn.cancel_requested or turn.settled:
             self._settle(turn, CANCELLED_RESULT)
             return
         self._echo(turn)

@@ -177,6 +177,7 @@ class SessionManager:
             except GatewayError as exc:
                 if exc.kind is not ErrorKind.AGENT_LIMIT or not self.make_room():
                     raise
+                await self.pool.room()
                 session = self._new(opening, profile)
                 await self._nursery.start(self._run, session)
         finally:

@@ -26,18 +26,28 @@ class WriterLocks:
             return
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = hashlib.sha256(f"{agent}\0{session_id}".encode()).hexdigest()[:32]
-        fd = os.open(self._directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            raise GatewayError(
-                ErrorKind.SESSION_WRITER_CONFLICT,
-                f'The session "{session_id}" is open in another gateway',
-                remedy="attach to it there, or close it there first",
-                sessionId=session_id,
-            ) from None
+        while True:
+            fd = os.open(self._directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(fd)
+                raise GatewayError(
+                    ErrorKind.SESSION_WRITER_CONFLICT,
+                    f'The session "{session_id}" is open in another gateway',
+                    remedy="attach to it there, or close it there first",
+                    sessionId=session_id,
+                ) from None
+            if self._is_current(fd, name):
+                break
+            os.close(fd)  # its holder unlinked it between our open and our lock
         self._held[key] = fd
+
+    def _is_current(self, fd: int, name: str) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self._directory / name))
+        except FileNotFoundError:
+            return False
 
     def release(self, agent: str, session_id: str) -> None:
         fd = self._held.pop((agent, session_id), None)

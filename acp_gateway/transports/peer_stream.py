@@ -55,11 +55,13 @@ class PeerStream(trio.abc.HalfCloseableStream):
             self._broken = False
 
     async def _send(self, data: memoryview) -> None:
-        fd = self.socket.fileno()
-        if fd < 0:
-            raise trio.ClosedResourceError
+        sock = self.socket
         await trio.lowlevel.checkpoint()
         while data:
+            # Asked anew after every wait: a number of a closed socket may be somebody else's by now.
+            fd = sock.fileno()
+            if fd < 0:
+                raise trio.ClosedResourceError
             try:
                 sent = os.write(fd, data)
             except BlockingIOError:
