@@ -193,7 +193,7 @@ class Daemon:
             rows.insert(
                 4, ("Also", ", ".join(f"{address.ws_url[:-4]}/agents/{n}/acp" for n in others))
             )
-        print(f"ACP Gateway {__version__} is listening ({took:.1f} s)", file=sys.stderr)
+        print(f"ACP Gateway {__version__} is listening ({_seconds(took)})", file=sys.stderr)
         for name, text in rows:
             print(f"  {name:<10} {text}", file=sys.stderr)
         if note:
@@ -223,7 +223,7 @@ class Daemon:
         if self._json_lines:
             log.info("agent_ready", agent=profile.name, name=name, version=version)
         else:
-            text = f"{name} {version or '(no version told)'} is ready ({took:.1f} s)"
+            text = f"{name} {version or '(no version told)'} is ready ({_seconds(took)})"
             print(f"  {'Agent':<10} {text}", file=sys.stderr, flush=True)
 
     # ---- stop -----------------------------------------------------------------------------------
@@ -266,6 +266,10 @@ class Daemon:
             await self._pool.close()
         with trio.CancelScope(shield=True), trio.move_on_after(LAST_RESORT):
             await self._pool.close()
+
+
+def _seconds(took: float) -> str:
+    return f"{took:.1f} s" if took >= 1 else f"{took * 1000:.0f} ms"
 
 
 def _state_dir() -> Path:

@@ -193,7 +193,7 @@ class Bridge:
         qwen = meta.get("qwen") if isinstance(meta, dict) else None
         request_id = qwen.get("requestId") if isinstance(qwen, dict) else None
         if isinstance(request_id, str):
-            for id, asked in tuple(self._asked.items()):
+            for asked in self._asked.values():
                 if asked.request_id == request_id:
                     asked.gateway_id = message["id"]
                     if asked.answer is not None:

@@ -226,7 +226,7 @@ class AgentHost:
             ) from None
         self.pid = self._process.pid
         self._watchdog.add(self.pid)
-        log.info("agent_started", agent=self.profile.name, pid=self.pid)
+        log.debug("agent_started", agent=self.profile.name, pid=self.pid)
 
     async def _handshake(self) -> None:
         timeout = self.profile.handshake_timeout or self._settings.handshake_timeout
@@ -271,8 +271,9 @@ class AgentHost:
         else:
             text = f"The agent {name} ended during its start ({self.exit_text()})"
         tail = self.stderr_tail()
-        if tail:
-            text += f": {tail[-1]}"
+        telling = self._telling_line()
+        if telling is not None:
+            text += f": {telling}"
         return GatewayError(
             ErrorKind.AGENT_START_FAILED,
             text,
@@ -297,9 +298,10 @@ class AgentHost:
                 signal=self._signal_name(),
                 stderr=self.stderr_tail(),
             )
-            log.warning(
-                "agent_exited", agent=self.profile.name, pid=self.pid, status=self.exit_text()
-            )
+            if self.initialize_result:
+                log.warning(
+                    "agent_exited", agent=self.profile.name, pid=self.pid, status=self.exit_text()
+                )
         self._fail_calls()
         self._stop.set()
 
@@ -315,6 +317,13 @@ class AgentHost:
         if name is not None:
             return f"killed by {name}"
         return "still running" if self.returncode is None else f"exit status {self.returncode}"
+
+    def _telling_line(self) -> str | None:
+        """The line of stderr that likely says why: the last with an error in it, or the last."""
+        lines = list(self._stderr)
+        telling = [line for line in lines if "error" in line.lower()]
+        chosen = (telling or lines)[-1:]
+        return redact(chosen[0]) if chosen else None
 
     def stderr_tail(self) -> list[str]:
         """The last lines that the agent wrote to stderr, secrets redacted."""

@@ -181,7 +181,8 @@ class AgentPool:
         except GatewayError as exc:
             spares.error = exc
             spares.retry_at = trio.current_time() + spares.backoff.failed()
-            log.warning(
+            # The first failure has been told by whoever waited for it.
+            (log.info if spares.backoff.failures == 1 else log.warning)(
                 "agent_start_failed",
                 agent=spares.profile.name,
                 error=exc.message,

@@ -12,8 +12,11 @@ import structlog
 from acp_gateway.runtime.redact import redact
 
 
-def configure_logging(json_lines: bool, *, verbose: bool = False) -> None:
-    """Set up structlog for the process: JSON lines, or text for a terminal."""
+def configure_logging(json_lines: bool) -> None:
+    """Set up structlog for the process: JSON lines, or text for a terminal.
+
+    A person at a terminal sees warnings only, so that what `serve` prints stays readable.
+    """
     renderer: Any
     if json_lines:
         renderer = structlog.processors.JSONRenderer()
@@ -29,7 +32,7 @@ def configure_logging(json_lines: bool, *, verbose: bool = False) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
-            logging.DEBUG if verbose else logging.INFO
+            logging.INFO if json_lines else logging.WARNING
         ),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,

@@ -58,7 +58,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
         sock = self.socket
         await trio.lowlevel.checkpoint()
         while data:
-            # Asked anew after every wait: a number of a closed socket may be somebody else's by now.
+            # Asked anew after every wait: the number of a closed socket may be somebody else's.
             fd = sock.fileno()
             if fd < 0:
                 raise trio.ClosedResourceError
