@@ -153,6 +153,11 @@ class Context:
         """Close every session and link of the case; errors do not matter any more."""
         with trio.move_on_after(CLEAN_UP_TIMEOUT, shield=True):
             open_sessions = {session for link in self._links for session in link.sessions}
+            # The server must not think that a link that is over is still attached: then a close
+            # by the others would only detach them.
+            for link in self._links:
+                if link.closed is not None:
+                    await self._quietly(link.close)
             for link in self._links:
                 for session in list(link.sessions):
                     if link.closed is None and await self._close_session(link, session):

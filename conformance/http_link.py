@@ -230,11 +230,12 @@ class HttpLink(Link):
         await self._stack.aclose()
 
     async def close(self) -> None:
-        already_over = self.closed is not None
+        # Also after a drop, which leaves the connection with the server.
         self.ended("closed by the case")
-        if self.connection_id and not already_over:
-            answer = await self.client.delete(
-                self._target.path, headers={"Acp-Connection-Id": self.connection_id}
-            )
+        if self.connection_id:
+            async with http_client(self._target, http2=self._http2) as client:
+                answer = await client.delete(
+                    self._target.path, headers={"Acp-Connection-Id": self.connection_id}
+                )
             check(answer.status_code in (202, 404), f"DELETE was answered {answer.status_code}")
         await self.drop()

@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +117,6 @@ def _environment(home: Path) -> dict[str, str]:
     return {**kept, "HOME": str(home), "PYTHONPATH": path}
 
 
-@contextmanager
-def _reaped(process: trio.Process) -> Iterator[trio.Process]:
-    try:
-        yield process
-    finally:
-        # Also when the test is cancelled: the process must not outlive it.
-        if process.returncode is None:
-            process.kill()
-
-
 @asynccontextmanager
 async def _gateway(tmp_path: Path, *options: str) -> AsyncIterator[str]:
     """A running gateway with the demo agent; its URL. It must end well when told to."""
@@ -142,15 +132,22 @@ async def _gateway(tmp_path: Path, *options: str) -> AsyncIterator[str]:
         env=_environment(home),
         cwd=workspace,
     )
-    with _reaped(process):
-        assert process.stderr is not None
-        log: list[bytes] = []
+    assert process.stderr is not None
+    log: list[bytes] = []
+    try:
         async with trio.open_nursery() as nursery:
             url = await nursery.start(_follow, process.stderr, log)
             yield url
             process.terminate()
             with trio.fail_after(STOP_TIMEOUT):
                 assert await process.wait() == 0, b"".join(log).decode()
+    finally:
+        # Also when the test failed or was cancelled: the process must not outlive it.
+        if process.returncode is None:
+            process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            await process.stderr.aclose()
 
 
 async def _follow(

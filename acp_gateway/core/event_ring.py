@@ -58,6 +58,10 @@ class Record:
         """Bytes of all records up to and with this one."""
 
 
+_GONE: Final = Record(Kind.NOTICE, "", b"", 0.0)
+"""Stands where a record was evicted, so that its bytes are free at once."""
+
+
 class EventRing:
     def __init__(
         self, max_events: int, max_bytes: int, on_evict: Callable[[Record], None] | None = None
@@ -105,6 +109,7 @@ class EventRing:
             record = records[start]
             if record.id > floor:
                 break
+            records[start] = _GONE
             start += 1
             count -= 1
             self._evicted_bytes = record.end
@@ -128,23 +133,23 @@ class EventRing:
 
     def read(self, cursor: int, stop: int) -> list[Record]:
         """Kept records with ``cursor < id <= stop``."""
-        first = self.first_id
-        low = max(cursor + 1, first) - first + self._start
-        high = min(stop, self.last_id) - first + self._start + 1
-        return self._records[low:high]
+        offset = self._start - self.first_id
+        low = max(cursor + 1, self.first_id) + offset
+        return self._records[low : max(low, min(stop, self.last_id) + offset + 1)]
 
     def read_framed(
         self, cursor: int, stop: int, framing: Framing, budget: int, skip_origin: str | None = None
     ) -> tuple[bytes, int]:
         """One batch of framed records after ``cursor`` and the cursor behind it.
 
-        A batch ends at ``stop``, at a multiple of `BLOCK`, or once it passed ``budget`` bytes.
+        A batch ends at ``stop``, at a multiple of `BLOCK`, or once it has ``budget`` bytes (which
+        is more than 0).
         ``skip_origin`` leaves out echoes of what that connection itself sent.
         """
         stop = min(stop, (cursor // BLOCK + 1) * BLOCK, self.last_id)
         key = (framing, cursor, stop)
         shared = self._joined.get(key)
-        if shared is not None:
+        if shared is not None and len(shared) <= budget:
             return shared, stop
         parts: list[bytes] = []
         size = 0
@@ -168,7 +173,3 @@ class EventRing:
                 del self._joined[next(iter(self._joined))]
             self._joined[key] = data
         return data, stop
-
-    def forget_joined(self) -> None:
-        """Drop the shared batches (everybody has caught up)."""
-        self._joined.clear()

@@ -67,6 +67,10 @@ class Subscription:
         """Lines that come before anything in the ring."""
         self.announced = cursor
         """The cursor that the client was last told."""
+        self.from_start = cursor < ring.first_id
+        """It was to get everything from the beginning."""
+        self.read = False
+        """Something of it has gone out."""
         self.ended = False
         """The session is over: the subscription goes once everything was read."""
 
@@ -114,6 +118,8 @@ class Outlet:
     # ---- filling --------------------------------------------------------------------------------
 
     def add(self, sub: Subscription) -> None:
+        """Follow a session; a subscription that it had before makes room."""
+        self.remove(sub.session_id)
         sub.outlet = self
         self.subs[sub.session_id] = sub
         self.wake()
@@ -207,13 +213,18 @@ class Outlet:
         return len(framed)
 
     def _follow(self, sub: Subscription, budget: int) -> Iterator[bytes]:
+        sub.read = True
         size = 0
-        while sub.history and size < budget:
-            framed = self._frame(sub.history.popleft())
-            size += len(framed)
-            yield framed
         if sub.history:
-            return
+            while sub.history and size < budget:
+                framed = self._frame(sub.history.popleft())
+                size += len(framed)
+                yield framed
+            if sub.history:
+                return
+            # The client learns where its history ends and the ring begins.
+            sub.announced = -1
+            yield from self._cursor(sub)
         ring = sub.ring
         while size < budget:
             slot = sub.slots[0] if sub.slots else None
@@ -225,6 +236,7 @@ class Outlet:
                     if self._resync_line is not None:
                         yield self._frame(self._resync_line(sub))
                     sub.cursor = ring.first_id - 1
+                    yield from self._cursor(sub)
                     continue
                 origin = sub.origin
                 if sub.cursor < sub.own_from:
@@ -232,8 +244,9 @@ class Outlet:
                 data, sub.cursor = ring.read_framed(
                     sub.cursor, stop, self._framing, budget - size, origin
                 )
-                size += len(data)
-                yield data
+                if data:  # empty when all of it was this client's own echo
+                    size += len(data)
+                    yield data
                 continue
             if slot is None:
                 break
@@ -262,8 +275,9 @@ class Outlet:
         self._blocked_since = now
 
     def write_moved(self, now: float) -> None:
-        """The peer took some bytes."""
-        self._blocked_since = now
+        """The peer took some bytes; of a write that is not the outlet's, nothing follows."""
+        if self._blocked_since is not None:
+            self._blocked_since = now
 
     def write_done(self) -> None:
         self._blocked_since = None
@@ -271,6 +285,3 @@ class Outlet:
     def progressing(self, now: float, stall: float) -> bool:
         """May this outlet hold up its sessions? Lag counts only while a write is blocked."""
         return self.pumped and (self._blocked_since is None or now - self._blocked_since < stall)
-
-    def blocked_for(self, now: float) -> float:
-        return 0.0 if self._blocked_since is None else now - self._blocked_since

@@ -75,7 +75,8 @@ class QuestionBoard:
             return False
         kind = outcome.get("outcome")
         if kind == "selected":
-            if outcome.get("optionId") not in question.option_ids:
+            chosen = outcome.get("optionId")
+            if not isinstance(chosen, str) or chosen not in question.option_ids:
                 return False
         elif kind != "cancelled":
             return False

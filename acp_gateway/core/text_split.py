@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from acp_gateway.wire.json_codec import dumps, loads
+from acp_gateway.wire.json_codec import JsonError, dumps, loads
 
 SPLIT_BYTES: Final = 512 * 1024
+"""The most that a line is left whole with, that a piece's text takes, and that the rest of a line
+may have to be repeated with each piece: no piece is over twice this size."""
 _SPLITTABLE: Final = frozenset({"user_message_chunk", "agent_message_chunk", "agent_thought_chunk"})
 
 
@@ -18,30 +20,29 @@ def split_update(line: bytes, kind: str) -> list[bytes]:
     """``line`` as one or more ``session/update`` lines."""
     if len(line) <= SPLIT_BYTES or kind not in _SPLITTABLE:
         return [line]
-    message: dict[str, Any] = loads(line)
-    update = message["params"]["update"]
-    content = update.get("content")
+    try:
+        message: dict[str, Any] = loads(line)
+    except JsonError:  # nested too deeply
+        return [line]
+    content = message["params"]["update"].get("content")
     text = content.get("text") if isinstance(content, dict) else None
     if not isinstance(text, str) or content.get("type") != "text":
+        return [line]
+    content["text"] = ""
+    if len(dumps(message)) > SPLIT_BYTES:
         return [line]
     out = []
     for piece in _pieces(text):
         content["text"] = piece
         out.append(dumps(message))
-    return out or [line]
+    return out
 
 
 def _pieces(text: str) -> list[str]:
-    # A character is at most 12 bytes of JSON (an escaped surrogate pair); text that needs no
-    # escapes and is ASCII is cut at the full size.
-    size = SPLIT_BYTES if text.isascii() and text.isprintable() else SPLIT_BYTES // 4
-    pieces = []
-    start = 0
-    while start < len(text):
-        end = min(start + size, len(text))
-        # Two lone surrogates that belong together stay together.
-        if end < len(text) and "\ud800" <= text[end - 1] <= "\udbff":
-            end -= 1
-        pieces.append(text[start:end])
-        start = end
-    return pieces
+    # How many bytes a character takes differs along the text, so a piece may be cut again.
+    size = len(dumps(text)) - 2
+    if size <= SPLIT_BYTES or len(text) == 1:
+        return [text]
+    step = max(1, len(text) * SPLIT_BYTES // size)
+    cut = (text[start : start + step] for start in range(0, len(text), step))
+    return [piece for each in cut for piece in _pieces(each)]

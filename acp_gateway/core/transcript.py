@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from acp_gateway.core.event_ring import Kind, Record
-from acp_gateway.wire.json_codec import dumps, loads
+from acp_gateway.wire.json_codec import JsonError, dumps, loads
 
 _CHUNKS: Final = frozenset({"user_message_chunk", "agent_message_chunk", "agent_thought_chunk"})
-_REPLACING: Final = frozenset(
+_STATES: Final = frozenset(
     {
-        "plan",
         "available_commands_update",
         "current_mode_update",
         "config_option_update",
@@ -24,20 +23,28 @@ _REPLACING: Final = frozenset(
         "usage_update",
     }
 )
-MAX_MERGED_TEXT: Final = 512 * 1024
-"""Merged chunks stay below this many characters: a known client dies on a message over 1 MiB."""
+"""Each replaces the one before; they stand beside the conversation and do not end a run of chunks
+(some agents tell their usage with every chunk)."""
+_REPLACING: Final = _STATES | {"plan"}
+MAX_MERGED: Final = 512 * 1024
+"""Bytes of a merged message: a known client dies on a message over 1 MiB."""
 
 
 class Transcript:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.truncated = False
+        """Something that was said is no longer here."""
         self._raw: list[Record] = []
         self._raw_bytes = 0
-        self._entries: list[_Entry] = []
+        self._entries: dict[int, _Entry] = {}
+        """In order; a dict, so that one in the middle goes without moving the others."""
         self._entry_bytes = 0
+        self._next_key = 0
         self._tools: dict[str, _Entry] = {}
         self._latest: dict[str, _Entry] = {}
+        self._run: _Entry | None = None
+        """The chunk that the next one may be merged into."""
 
     def add(self, record: Record) -> None:
         """A record that left the ring."""
@@ -51,109 +58,123 @@ class Transcript:
     def lines(self) -> list[bytes]:
         """The history as ACP notifications, oldest first."""
         self._compact()
-        return [entry.line() for entry in self._entries]
+        return [entry.line() for entry in self._entries.values()]
 
     @property
     def size(self) -> int:
+        """Bytes held; at most ``max_bytes`` after a compaction."""
         return self._raw_bytes + self._entry_bytes
 
     def _compact(self) -> None:
+        changed: set[_Entry] = set()
         for record in self._raw:
-            self._fold(record.line)
+            self._fold(record.line, changed)
         self._raw.clear()
         self._raw_bytes = 0
+        for entry in changed:
+            # A tool call sends its output again and again: only the last state counts.
+            self._resize(entry, len(entry.line()))
         if self._entry_bytes > self.max_bytes:
             self._drop()
 
-    def _fold(self, line: bytes) -> None:
-        message = loads(line)
-        params = message.get("params") or {}
-        update = params.get("update") or {}
-        kind = update.get("sessionUpdate")
-        if kind in _CHUNKS and self._merge_chunk(kind, update, len(line)):
+    def _fold(self, line: bytes, changed: set[_Entry]) -> None:
+        try:
+            message = loads(line)
+            update = message["params"]["update"]
+        except (JsonError, KeyError, TypeError):
+            self.truncated = True  # nested too deeply to be kept
             return
-        if kind == "tool_call_update":
-            earlier = self._tools.get(str(update.get("toolCallId")))
-            if earlier is not None:
-                changed = {k: v for k, v in update.items() if k != "sessionUpdate"}
-                earlier.update.update(changed)
-                self._grow(earlier, len(line))
+        kind = update.get("sessionUpdate")
+        if kind in _CHUNKS and self._run is not None:
+            grown = self._run.merge(update)
+            if grown is not None:
+                self._resize(self._run, self._run.size + grown)
                 return
-        entry = _Entry(message, update, len(line))
+        entry = _Entry(self._next_key, message, update, len(line))
+        if kind in ("tool_call", "tool_call_update"):
+            tool = str(update.get("toolCallId"))
+            earlier = self._tools.get(tool)
+            if kind == "tool_call_update" and earlier is not None:
+                earlier.amend(update)
+                changed.add(earlier)
+                return
+            self._tools[tool] = entry
         if kind in _REPLACING:
-            old = self._latest.pop(kind, None)
-            if old is not None and old in self._entries:
-                self._entries.remove(old)
+            old = self._latest.get(kind)
+            if old is not None:
+                del self._entries[old.key]
                 self._entry_bytes -= old.size
             self._latest[kind] = entry
-        if kind in ("tool_call", "tool_call_update"):
-            self._tools[str(update.get("toolCallId"))] = entry
-        self._entries.append(entry)
+        if kind not in _STATES:
+            self._run = entry
+        self._entries[entry.key] = entry
+        self._next_key += 1
         self._entry_bytes += entry.size
 
-    def _merge_chunk(self, kind: str, update: dict[str, Any], size: int) -> bool:
-        last = self._entries[-1] if self._entries else None
-        if last is None or last.update.get("sessionUpdate") != kind:
-            return False
-        content = update.get("content")
-        text = content.get("text") if isinstance(content, dict) else None
-        if (
-            not isinstance(content, dict)
-            or not isinstance(text, str)
-            or content.get("type") != "text"
-            or update.get("_meta")
-            or last.update.get("messageId") != update.get("messageId")
-            or not last.append_text(text)
-        ):
-            return False
-        self._grow(last, len(text.encode("utf-8", "surrogatepass")))
-        return True
-
-    def _grow(self, entry: _Entry, size: int) -> None:
-        entry.size += size
-        self._entry_bytes += size
+    def _resize(self, entry: _Entry, size: int) -> None:
+        self._entry_bytes += size - entry.size
+        entry.size = size
 
     def _drop(self) -> None:
-        dropped = 0
-        while self._entries[dropped:] and self._entry_bytes > self.max_bytes * 3 // 4:
-            self._entry_bytes -= self._entries[dropped].size
-            dropped += 1
-        gone = {id(entry) for entry in self._entries[:dropped]}
-        del self._entries[:dropped]
-        self._tools = {k: e for k, e in self._tools.items() if id(e) not in gone}
-        self._latest = {k: e for k, e in self._latest.items() if id(e) not in gone}
+        for key in tuple(self._entries):
+            if self._entry_bytes <= self.max_bytes * 3 // 4:
+                break
+            self._entry_bytes -= self._entries.pop(key).size
+        kept = self._entries
+        self._tools = {name: each for name, each in self._tools.items() if each.key in kept}
+        self._latest = {name: each for name, each in self._latest.items() if each.key in kept}
+        if self._run is not None and self._run.key not in kept:
+            self._run = None
         self.truncated = True
 
 
 class _Entry:
     """One message of the history; the text of a run of chunks is joined when it is read."""
 
-    __slots__ = ("_length", "_text", "message", "size", "update")
+    __slots__ = ("_text", "key", "message", "size", "update")
 
-    def __init__(self, message: dict[str, Any], update: dict[str, Any], size: int) -> None:
+    def __init__(
+        self, key: int, message: dict[str, Any], update: dict[str, Any], size: int
+    ) -> None:
+        self.key = key
         self.message = message
         self.update = update
         self.size = size
-        self._text: list[str] | None = None
-        self._length = 0
+        self._text: list[str] = []
 
-    def append_text(self, text: str) -> bool:
-        if self._text is None:
-            content = self.update.get("content")
-            first = content.get("text") if isinstance(content, dict) else None
-            if not isinstance(first, str) or self.update.get("_meta"):
-                return False
-            self._text = [first]
-            self._length = len(first)
-        if self._length + len(text) > MAX_MERGED_TEXT:
-            return False
+    def merge(self, update: dict[str, Any]) -> int | None:
+        """Append the text of another chunk: bytes added; None when the two must stay apart."""
+        first, text = _mergeable_text(self.update), _mergeable_text(update)
+        if (
+            first is None
+            or text is None
+            or self.update["sessionUpdate"] != update["sessionUpdate"]
+            or self.update.get("messageId") != update.get("messageId")
+        ):
+            return None
+        grown = len(dumps(text)) - 2
+        if self.size + grown > MAX_MERGED:
+            return None
+        self._text = self._text or [first]
         self._text.append(text)
-        self._length += len(text)
-        return True
+        return grown
+
+    def amend(self, update: dict[str, Any]) -> None:
+        """Take over the members that a ``tool_call_update`` changes (null: unchanged, ACP v1)."""
+        for name, value in update.items():
+            if name != "sessionUpdate" and value is not None:
+                self.update[name] = value
 
     def line(self) -> bytes:
-        if self._text is not None:
-            joined = "".join(self._text)
-            self._text = [joined]
-            self.update["content"]["text"] = joined
+        if self._text:
+            self.update["content"]["text"] = "".join(self._text)
+            self._text = []
         return dumps(self.message)
+
+
+def _mergeable_text(update: dict[str, Any]) -> str | None:
+    content = update.get("content")
+    if not isinstance(content, dict) or content.get("type") != "text" or update.get("_meta"):
+        return None
+    text = content.get("text")
+    return text if isinstance(text, str) else None

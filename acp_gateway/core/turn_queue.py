@@ -128,10 +128,3 @@ class TurnQueue:
         for turn in gone:
             self.settle(turn, outcome)
         return gone
-
-    def fail_all(self, error: GatewayError) -> list[Turn]:
-        """Settle whatever has not ended, the running turn first."""
-        turns = [*([self.running] if self.running else ()), *self._waiting]
-        for turn in turns:
-            self.settle(turn, error)
-        return turns

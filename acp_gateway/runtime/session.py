@@ -74,6 +74,8 @@ class Client(Protocol):
     @property
     def id(self) -> str: ...
     @property
+    def present(self) -> bool: ...
+    @property
     def reads_files(self) -> bool: ...
     @property
     def writes_files(self) -> bool: ...
@@ -309,6 +311,7 @@ class Session:
             recoverable=can_load,
             **data,
         )
+        self.wake()
         # What had been sent to it was settled by the host; a turn that still waits for an agent
         # gets the next one.
         if not can_load:
@@ -336,6 +339,7 @@ class Session:
         self.wake()
         self._signal()
         self.ended.set()
+        self.drained()
 
     async def close(self, reason: str, error: GatewayError | None = None) -> None:
         """Close for everybody: the running turn ends ``cancelled``, clients are told ``reason``."""
@@ -674,6 +678,8 @@ class Session:
         return any(sub.lag_bytes > limit for sub in self.subs) and self._blocker() is not None
 
     def _blocker(self) -> Subscription | None:
+        if self.ended.is_set():
+            return None  # its agent may serve others
         now = trio.current_time()
         limit, stall = self._settings.flow_pause_bytes, self._settings.stall_timeout
         for sub in self.subs:
@@ -722,10 +728,7 @@ class Session:
             cursor = last_event_id
         elif history:
             cursor = ring.first_id - 1
-            lines = self.transcript.lines() if cursor > 0 else []
-            if self.transcript.truncated:
-                notice = {"kind": "history_truncated", "data": {"sessionId": self.id}}
-                lines.insert(0, notification_bytes("_qwen/notify", notice))
+            lines = self._history() if cursor > 0 else []
         else:
             cursor = ring.last_id
         sub = Subscription(self.id, ring, cursor, origin=client.id, history=lines)
@@ -733,6 +736,22 @@ class Session:
         self.clients[client.id] = client
         self.touch()
         return sub
+
+    def rebase(self, sub: Subscription) -> None:
+        """Fix history and cursor again for a subscription of which nothing has been sent yet."""
+        cursor = self.ring.first_id - 1
+        sub.history.clear()
+        if cursor > 0:
+            sub.history.extend(self._history())
+        sub.cursor = sub.announced = cursor
+        sub.own_from = self.ring.last_id
+
+    def _history(self) -> list[bytes]:
+        lines = self.transcript.lines()
+        if self.transcript.truncated:
+            notice = {"kind": "history_truncated", "data": {"sessionId": self.id}}
+            lines.insert(0, notification_bytes("_qwen/notify", notice))
+        return lines
 
     def detach(self, client: Client, sub: Subscription) -> None:
         """The client leaves. Neither a turn nor an open question of the session notices."""
@@ -750,8 +769,8 @@ class Session:
     def restorable(self) -> bool:
         """Can its agent load it again later?"""
         host = self._host
-        return host is not None and host.can_load and self.prompted
+        return not self.prompted or (host is not None and host.can_load)
 
     @property
     def idle(self) -> bool:
-        return not self.clients and not len(self.queue)
+        return not len(self.queue) and not any(each.present for each in self.clients.values())

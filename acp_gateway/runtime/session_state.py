@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from acp_gateway.wire.json_codec import loads
+from acp_gateway.wire.json_codec import JsonError, loads, valid_utf8
 
 
 class SessionState:
@@ -35,8 +35,11 @@ class SessionState:
             self.config_options = options
 
     def note(self, kind: str, line: bytes) -> None:
-        """Take over an update, a JSON line."""
-        update = (loads(line).get("params") or {}).get("update") or {}
+        """Take over an update, a ``session/update`` line; what cannot be read changes nothing."""
+        try:
+            update = loads(valid_utf8(line))["params"]["update"]
+        except JsonError:
+            return
         if kind == "current_mode_update":
             self.set_mode(update.get("currentModeId"))
         elif kind == "config_option_update":

@@ -22,6 +22,7 @@ from acp_gateway.protocol.types import (
     SetModelParams,
     SetModeParams,
 )
+from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.rpc import MethodTable
 from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.sessions import SessionManager
@@ -112,11 +113,31 @@ class AcpAgent:
         )
 
     async def authenticate(self, context: Context, params: dict[str, Any]) -> Any:
-        read(AuthenticateParams, params)
+        shape = read(AuthenticateParams, params)
+        await self._check_auth_method(context.connection.profile, shape.method_id)
         result = await self._manager.pool.authenticate(
             context.connection.profile, for_agent(params)
         )
         return result if isinstance(result, dict) else {}
+
+    async def _check_auth_method(self, profile: AgentProfile, method_id: str) -> None:
+        """Refuse a method that initialize did not offer, or that is for a terminal (ACP v1)."""
+        handshake = await self._manager.pool.handshake(profile)
+        methods = (handshake or {}).get("authMethods")
+        if handshake is None or not isinstance(methods, list):
+            return
+        offered = [
+            method.get("id")
+            for method in methods
+            if isinstance(method, dict) and method.get("type", "agent") != "terminal"
+        ]
+        if method_id not in offered:
+            raise GatewayError(
+                ErrorKind.INVALID_PARAMS,
+                f'The agent {profile.name} has no authentication method "{method_id}"',
+                remedy=f"use one of {offered}" if offered else "this agent needs no sign-in",
+                errors=[{"path": "params.methodId", "message": "is not an offered method"}],
+            )
 
     async def logout(self, context: Context, params: dict[str, Any]) -> Any:
         profile, pool = context.connection.profile, self._manager.pool

@@ -30,8 +30,13 @@ from acp_gateway.wire.jsonrpc import InvalidMessage, Message, Request, classify,
 log = structlog.get_logger("acp_gateway.http")
 
 KEEPALIVE: Final = 15.0
+ABSENT_AFTER: Final = 20.0
+"""A connection without an open stream that sent nothing for this long attends to nothing."""
 UNATTACHED_STREAM: Final = 30.0
 """How long a session stream may wait, silent, for its session to be attached."""
+
+PIECE: Final = 64 * 1024
+"""A peer that takes this much before `evict_timeout` is slow, not stalled."""
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -108,6 +113,11 @@ class HttpPeer(AcpConnection):
     @property
     def streaming(self) -> bool:
         return any(stream.reader is not None for stream in self.streams.values())
+
+    @property
+    def present(self) -> bool:
+        # A client that vanished without DELETE leaves no open stream behind.
+        return self.streaming or trio.current_time() - self.last_used < ABSENT_AFTER
 
     def forget_streams(self) -> None:
         """Drop the streams of sessions that are over and read."""
@@ -283,32 +293,26 @@ class AcpHttp:
         if stream.reader is not None:
             stream.reader.cancel()  # the newest reader wins: it is a reconnect
         scope = stream.reader = trio.CancelScope()
+        if session_id is not None:
+            self._first_reading(peer, session_id)
+        # From here on the ring waits for this reader.
+        stream.outlet.pumped = True
         peer.last_used = trio.current_time()
         self._rewind(peer, session_id, parse_last_event_id(headers.get("last-event-id")))
-        epoch = self._epoch(session_id)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [
-                    (b"content-type", b"text/event-stream"),
-                    (b"cache-control", b"no-cache, no-transform"),
-                    (b"x-accel-buffering", b"no"),
-                    (b"acp-connection-id", peer.id.encode()),
-                    *([(b"acp-event-epoch", epoch.encode())] if epoch else []),
-                ],
-            }
-        )
         evict = self._hub.settings.evict_timeout
         lock = trio.Lock()
 
         async def write(data: bytes) -> None:
-            # A stream of HTTP/2 can stall alone, while its socket moves.
-            with trio.fail_after(evict):
-                async with lock:
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-            # After a client has gone hypercorn's send returns at once, without a checkpoint.
-            await trio.lowlevel.checkpoint()
+            async with lock:
+                for start in range(0, len(data), PIECE):
+                    piece = data[start : start + PIECE]
+                    # A stream of HTTP/2 can stall alone, while its socket moves.
+                    with trio.fail_after(evict):
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    pump.moved()
+                    # After a client has gone hypercorn's send returns at once, without a
+                    # checkpoint.
+                    await trio.lowlevel.checkpoint()
 
         pump = Pump(
             stream.outlet,
@@ -319,6 +323,7 @@ class AcpHttp:
         )
         try:
             with scope:
+                await send(self._head(peer, session_id))
                 async with trio.open_nursery() as nursery:
                     await write(SSE_KEEPALIVE)
                     nursery.start_soon(pump.run)
@@ -332,8 +337,32 @@ class AcpHttp:
         finally:
             if stream.reader is scope:
                 stream.reader = None
+                stream.outlet.pumped = False
             peer.last_used = trio.current_time()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _head(self, peer: HttpPeer, session_id: str | None) -> dict[str, Any]:
+        session = self._hub.manager.sessions.get(session_id or "")
+        epoch = [] if session is None else [(b"acp-event-epoch", session.epoch.encode())]
+        return {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [
+                (b"content-type", b"text/event-stream"),
+                (b"cache-control", b"no-cache, no-transform"),
+                (b"x-accel-buffering", b"no"),
+                (b"acp-connection-id", peer.id.encode()),
+                *epoch,
+            ],
+        }
+
+    def _first_reading(self, peer: HttpPeer, session_id: str) -> None:
+        """History stood still while the stream was not open; the ring may have gone on."""
+        sub, session = peer.subs.get(session_id), peer.session(session_id)
+        if sub is None or session is None or sub.read or not sub.from_start:
+            return
+        if sub.cursor + 1 < sub.ring.first_id:
+            session.rebase(sub)
 
     def _rewind(self, peer: HttpPeer, session_id: str | None, last_event_id: int | None) -> None:
         """``Last-Event-ID`` on a stream that is attached already: send again what was lost."""
@@ -343,10 +372,6 @@ class AcpHttp:
         sub.history.clear()
         sub.cursor = last_event_id
         sub.announced = last_event_id
-
-    def _epoch(self, session_id: str | None) -> str | None:
-        session = self._hub.manager.sessions.get(session_id or "")
-        return None if session is None else session.epoch
 
     def _drained(self, peer: HttpPeer, session_id: str | None) -> None:
         session = peer.session(session_id) if session_id is not None else None

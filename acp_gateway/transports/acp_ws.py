@@ -7,11 +7,17 @@ it; text frames are written to that stream by the connection's pump, many in one
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import structlog
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+from trio_websocket import (
+    ConnectionClosed,
+    WebSocketConnection,
+    WebSocketRequest,
+    wrap_server_stream,
+)
 
 from acp_gateway.core.outlet import Outlet
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
@@ -22,6 +28,7 @@ from acp_gateway.transports.guards import Head, decide, subprotocol
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.outlets import Pump, cursor_line, ws_outlet
 from acp_gateway.transports.peer_stream import PeerStream
+from acp_gateway.wire.frames import CLOSE_FRAME, ws_close
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
 from acp_gateway.wire.jsonrpc import (
     InvalidMessage,
@@ -39,6 +46,7 @@ PING_INTERVAL: Final = 30.0
 PONG_TIMEOUT: Final = 30.0
 HANDSHAKE_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 5.0
+_VIOLATIONS: Final = frozenset({1002, 1003, 1007, 1009})
 
 
 class WebSocketPeer(AcpConnection):
@@ -66,64 +74,109 @@ class WebSocketPeer(AcpConnection):
     def kick(self, code: int, reason: str) -> None:
         if self.kicked is None:
             self.kicked = (code, reason)
-            self.scope.cancel()
+            # What is queued (the answer that tells why) goes out first, if the peer takes it.
+            self.scope.deadline = trio.current_time() + CLOSE_TIMEOUT
+            self.wakeup.set()
+
+
+class _ClosingStream(trio.abc.Stream):
+    """What trio-websocket is given: tells a peer that broke the protocol why the stream closes.
+
+    The library closes the stream without a close frame then (RFC 6455 §7.1.7 wants one).
+    """
+
+    def __init__(self, stream: PeerStream) -> None:
+        self._stream = stream
+        self._told = False
+        self.socket: WebSocketConnection | None = None
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.socket is not None and data and data[0] == CLOSE_FRAME:
+            self._told = True
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        closed = None if self.socket is None else self.socket.closed
+        if closed is not None and closed.code in _VIOLATIONS and not self._told:
+            self._told = True
+            with (
+                trio.CancelScope(shield=True),  # our reader ends in this very moment
+                trio.move_on_after(CLOSE_TIMEOUT),
+                suppress(trio.BrokenResourceError, trio.ClosedResourceError, AttributeError),
+            ):
+                await self._stream.send_all(ws_close(closed.code, closed.reason or ""))
+                await self._stream.send_eof()
+        await self._stream.aclose()
 
 
 async def serve_websocket(stream: PeerStream, hub: Hub) -> None:
     """Serve one WebSocket until it ends. Closes the stream."""
+    peer: WebSocketPeer | GatewayError | None = None
     try:
         async with trio.open_nursery() as nursery:
-            with trio.move_on_after(HANDSHAKE_TIMEOUT) as handshake:
+            framed = _ClosingStream(stream)
+            with trio.move_on_after(HANDSHAKE_TIMEOUT):
                 request = await wrap_server_stream(
                     nursery,
-                    stream,
+                    framed,
                     message_queue_size=QUEUED_MESSAGES,
                     max_message_size=hub.settings.max_message_bytes,
                     receive_buffer_size=RECEIVE_BYTES,
                 )
-                headers = {
-                    name.decode("latin-1").lower(): value.decode("latin-1")
-                    for name, value in request.headers
-                }
-                path, _, query = request.path.partition("?")
-                offered = tuple(request.proposed_subprotocols)
-                headers.setdefault("sec-websocket-protocol", ",".join(offered))
-                headers.setdefault("host", request._event.host)
-                head = Head("GET", path, query, headers, upgrade=True)
-                refusal = decide(head, hub.policy)
-                profile = hub.profile_at(path)
-                if refusal is None and profile is None:
-                    refusal = GatewayError(
-                        ErrorKind.RESOURCE_NOT_FOUND,
-                        f"There is no WebSocket at {path}",
-                        remedy="connect to /acp",
-                    )
-                if refusal is None:
-                    refusal = hub.admit()
-                if refusal is not None:
-                    status, body = refusal.to_http()
-                    await request.reject(
-                        status,
-                        extra_headers=[
-                            (b"Content-Type", b"application/json"),
-                            *([(b"Retry-After", b"5")] if status == 503 else []),
-                        ],
-                        body=dumps(body),
-                    )
-                else:
-                    assert profile is not None
-                    peer = WebSocketPeer(hub, profile)
-                    socket = await request.accept(
-                        subprotocol=subprotocol(offered),
+                peer = _peer_for(request, hub)
+                if isinstance(peer, WebSocketPeer):
+                    hub.add(peer)
+                    framed.socket = await request.accept(
+                        subprotocol=subprotocol(request.proposed_subprotocols),
                         extra_headers=[(b"Acp-Connection-Id", peer.id.encode())],
                     )
-            if refusal is None and not handshake.cancelled_caught:
-                await _serve(stream, socket, peer, hub)
+                else:
+                    await _refuse(request, peer)
+            if isinstance(peer, WebSocketPeer) and framed.socket is not None:
+                await _serve(stream, framed.socket, peer, hub)
             nursery.cancel_scope.cancel()
     except* (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
         pass
     finally:
+        if isinstance(peer, WebSocketPeer):
+            hub.remove(peer)
         await trio.aclose_forcefully(stream)
+
+
+def _peer_for(request: WebSocketRequest, hub: Hub) -> WebSocketPeer | GatewayError:
+    """The connection that this handshake opens, or why it must not."""
+    headers = {
+        name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers
+    }
+    # The library takes these two out of the headers.
+    headers.setdefault("sec-websocket-protocol", ",".join(request.proposed_subprotocols))
+    headers.setdefault("host", request._event.host)
+    path, _, query = request.path.partition("?")
+    refusal = decide(Head("GET", path, query, headers, upgrade=True), hub.policy)
+    if refusal is not None:
+        return refusal
+    profile = hub.profile_at(path)
+    if profile is None:
+        return GatewayError(
+            ErrorKind.RESOURCE_NOT_FOUND,
+            f"There is no WebSocket at {path}",
+            remedy="connect to /acp",
+        )
+    return hub.admit() or WebSocketPeer(hub, profile)
+
+
+async def _refuse(request: WebSocketRequest, refusal: GatewayError) -> None:
+    status, body = refusal.to_http()
+    headers = [(b"Content-Type", b"application/json")]
+    if status == 503:
+        headers.append((b"Retry-After", b"5"))
+    await request.reject(status, extra_headers=headers, body=dumps(body))
 
 
 async def _serve(
@@ -135,18 +188,17 @@ async def _serve(
         stream.send_all,
         peer.drained,
         stall=hub.settings.stall_timeout,
+        finished=lambda: peer.kicked is not None,
     )
     stream.on_progress = pump.moved
-    hub.add(peer)
     try:
         with peer.scope:
             async with trio.open_nursery() as nursery:
 
                 async def pumping() -> None:
-                    try:
+                    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                         await pump.run()
-                    except (trio.BrokenResourceError, trio.ClosedResourceError):
-                        nursery.cancel_scope.cancel()
+                    nursery.cancel_scope.cancel()
 
                 nursery.start_soon(pumping)
                 nursery.start_soon(_keep_alive, socket, nursery.cancel_scope)
@@ -154,16 +206,13 @@ async def _serve(
                 await _read(socket, peer, lambda c: nursery.start_soon(peer.serve, c))
                 nursery.cancel_scope.cancel()
     finally:
-        hub.remove(peer)
         code, reason = peer.kicked or (1000, "")
-        with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_TIMEOUT):
-            try:
-                # What is still queued (the answer that told why) goes out before the close frame.
-                while parts := peer.outlet.collect():
-                    await stream.send_all(b"".join(parts))
-                await socket.aclose(code, reason)
-            except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
+        with (
+            trio.CancelScope(shield=True),
+            trio.move_on_after(CLOSE_TIMEOUT),
+            suppress(ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError),
+        ):
+            await socket.aclose(code, reason)
         peer.release()
 
 

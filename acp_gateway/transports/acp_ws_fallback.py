@@ -39,11 +39,23 @@ async def serve_fallback(socket: Any, hub: Hub) -> None:
         # hypercorn's send may return without a checkpoint once the client has gone.
         await trio.lowlevel.checkpoint()
 
-    pump = Pump(peer.outlet, peer.wakeup, send, peer.drained, stall=hub.settings.stall_timeout)
+    pump = Pump(
+        peer.outlet,
+        peer.wakeup,
+        send,
+        peer.drained,
+        stall=hub.settings.stall_timeout,
+        finished=lambda: peer.kicked is not None,
+    )
     try:
         with peer.scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(pump.run)
+
+                async def pumping() -> None:
+                    await pump.run()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(pumping)
                 nursery.start_soon(await_initialize, peer, hub)
                 while True:
                     data = await socket.receive()
@@ -52,8 +64,6 @@ async def serve_fallback(socket: Any, hub: Hub) -> None:
     finally:
         hub.remove(peer)
         with trio.CancelScope(shield=True), trio.move_on_after(hub.settings.stall_timeout):
-            while parts := peer.outlet.collect():
-                await send(b"".join(parts))
             code, reason = peer.kicked or (1000, "")
             await socket.close(code, reason)
         peer.release()

@@ -273,6 +273,11 @@ class Connection:
     # ---- what a session calls (runtime.session.Client) ------------------------------------------
 
     @property
+    def present(self) -> bool:
+        """Is somebody there? What nobody attends may give way to others."""
+        return True
+
+    @property
     def reads_files(self) -> bool:
         return self.capabilities.fs.read_text_file
 

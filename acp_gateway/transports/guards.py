@@ -110,23 +110,28 @@ def _origin(head: Head, policy: Policy) -> GatewayError | None:
     origin = origin.lower().rstrip("/")
     if origin in policy.allow_origin:
         return None
-    parts = urlsplit(origin)
-    try:
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError:
-        port = None
-    host = parts.hostname or ""
-    if ":" in host:
-        host = f"[{host}]"
-    if parts.scheme in ("http", "https") and port == policy.port:
-        same = head.headers.get("host", "").lower() == parts.netloc
-        if host in policy._hosts() or (not policy.loopback and same):
-            return None
+    if _is_own(origin, head, policy):
+        return None
     return Refused(
         ErrorKind.INVALID_REQUEST,
         "Request denied by CORS policy",
         remedy="serve with --allow-origin for this page's origin",
     )
+
+
+def _is_own(origin: str, head: Head, policy: Policy) -> bool:
+    """Is it a page of this daemon: its port, and a name by which it is reached?"""
+    try:
+        parts = urlsplit(origin)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return False
+    if parts.scheme not in ("http", "https") or port != policy.port:
+        return False
+    host = parts.hostname or ""
+    if (f"[{host}]" if ":" in host else host) in policy._hosts():
+        return True
+    return not policy.loopback and head.headers.get("host", "").lower() == parts.netloc
 
 
 def _bearer(head: Head, policy: Policy) -> GatewayError | None:

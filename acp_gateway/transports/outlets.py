@@ -76,7 +76,7 @@ def sse_outlet(wakeup: Wakeup) -> Outlet:
 
 
 class Pump:
-    """Writes one outlet to one peer until cancelled, a batch for each write.
+    """Writes one outlet to one peer, a batch for each write, until cancelled or ``finished``.
 
     ``send`` writes bytes and returns when the peer's socket took them; ``collected`` is told after
     every batch (sessions that paused their agent go on then).
@@ -90,12 +90,14 @@ class Pump:
         collected: Callable[[], None],
         *,
         stall: float,
+        finished: Callable[[], bool] = lambda: False,
     ) -> None:
         self.outlet = outlet
         self._wakeup = wakeup
         self._send = send
         self._collected = collected
         self._stall = stall
+        self._finished = finished
 
     def moved(self) -> None:
         """The peer took bytes."""
@@ -116,6 +118,8 @@ class Pump:
                     blocked = trio.current_time() - began
                     if blocked > self._stall:
                         self._warn(blocked)
+                if self._finished():
+                    return
         finally:
             outlet.pumped = False
             outlet.write_done()

@@ -109,7 +109,7 @@ class StdioBridge:
 
     def _do(self, output: Output) -> None:
         for message in output.to_editor:
-            self._to_editor(dumps(message))
+            self._to_editor(message if isinstance(message, bytes) else dumps(message))
         if output.to_gateway and self._connected:
             self._frames += [dumps(message) for message in output.to_gateway]
             self._frames_wakeup.set()
@@ -226,8 +226,7 @@ class StdioBridge:
     def _from_gateway(self, data: bytes) -> None:
         peeked = peek_update(data)
         if peeked is not None:
-            if self._bridge.wants_update(peeked[0]):
-                self._to_editor(data)
+            self._do(self._bridge.update(peeked[0], data))
             return
         try:
             message: Any = loads(data)

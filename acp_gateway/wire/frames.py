@@ -22,6 +22,16 @@ def ws_text(payload: bytes) -> bytes:
     return struct.pack("!BBQ", 0x81, 127, size) + payload
 
 
+CLOSE_FRAME: Final = 0x88
+"""First byte of a close frame."""
+
+
+def ws_close(code: int, reason: str = "") -> bytes:
+    """A close frame with a status code (RFC 6455 §5.5.1); the reason is cut to fit."""
+    text = reason.encode()[:123].decode(errors="ignore").encode()
+    return struct.pack("!BBH", CLOSE_FRAME, len(text) + 2, code) + text
+
+
 def sse_message(payload: bytes, event_id: int | None = None) -> bytes:
     """One event of one ``data:`` line, LF only: a known client splits at LF LF and nothing else."""
     if event_id is None:

@@ -1,13 +1,15 @@
 """JSON text to values and back, for messages of a peer that may be wrong.
 
-msgspec does the work. Two things it refuses are real on this wire and go through the standard
-library instead: a lone surrogate escape (Node agents emit one when an emoji is cut between two
-chunks) and integers beyond 64 bits. NaN and Infinity are not JSON and are refused both ways.
+msgspec does the work. What it refuses although it is JSON goes through the standard library: a lone
+surrogate escape (Node agents emit one when an emoji is cut between two chunks), integers beyond
+64 bits and numbers out of range, which become infinite as in JavaScript. ``NaN`` and ``Infinity``
+are refused in a text; the values are written as null, as ``JSON.stringify`` does.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import msgspec
@@ -28,31 +30,32 @@ def loads(data: bytes | bytearray | memoryview | str) -> Any:
     """Decode one JSON value. Raises `JsonError`."""
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as first:
-        text = bytes(data) if isinstance(data, memoryview) else data
-        if not _may_be_surrogate(text):
-            raise JsonError(str(first)) from None
+    except (msgspec.DecodeError, UnicodeError) as first:
         try:
-            return json.loads(text, parse_constant=_no_constant)
+            text = data if isinstance(data, str) else str(data, "utf-8")
+            # The slow decoder is tried only where it can differ (a surrogate, a number out of
+            # range), so that garbage is not decoded twice.
+            if "\\u" in text or isinstance(first, msgspec.ValidationError):
+                return json.loads(text, parse_constant=_no_constant, parse_int=_int)
         except (ValueError, RecursionError):
-            raise JsonError(str(first)) from None
+            pass
+        raise JsonError(str(first)) from None
     except RecursionError:
         raise JsonError("nested too deeply") from None
 
 
-def _may_be_surrogate(data: bytes | bytearray | str) -> bool:
-    # The slow decoder is tried only where it can differ, so that garbage is not decoded twice.
-    if isinstance(data, str):
-        return "\\u" in data or "\\U" in data
-    return b"\\u" in data
+def _int(text: str) -> int | float:
+    # Python refuses to convert more digits than this (its default limit is 4300).
+    return int(text) if len(text) <= 4000 else float(text)
 
 
 def dumps(value: Any) -> bytes:
     """Encode one value as compact JSON on one line. Raises `JsonError`."""
     try:
-        return _encoder.encode(value)
-    except (UnicodeEncodeError, OverflowError):
-        return json.dumps(_plain(value), separators=(",", ":"), allow_nan=False).encode("ascii")
+        try:
+            return _encoder.encode(value)
+        except (UnicodeEncodeError, OverflowError):
+            return json.dumps(_plain(value), separators=(",", ":")).encode("ascii")
     except (TypeError, ValueError, RecursionError) as exc:
         raise JsonError(str(exc)) from None
 
@@ -65,6 +68,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value
 
 

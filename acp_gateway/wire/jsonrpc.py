@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import attrs
 import msgspec
 
-from acp_gateway.wire.json_codec import dumps, loads
+from acp_gateway.wire.json_codec import JsonError, dumps, loads, valid_utf8
 
 JsonId: TypeAlias = str | int | float | None
 
@@ -51,7 +51,8 @@ class InvalidMessage(ValueError):
         self.id = id
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """May ``value`` be the id of a request?"""
     return value is None or (isinstance(value, str | int | float) and not isinstance(value, bool))
 
 
@@ -60,10 +61,10 @@ def classify(value: Any) -> Message:
     if not isinstance(value, dict):
         raise InvalidMessage("a JSON-RPC message is an object")
     raw_id = value.get("id")
-    usable = raw_id if _is_id(raw_id) else None
+    usable = raw_id if is_id(raw_id) else None
     if value.get("jsonrpc") != "2.0":
         raise InvalidMessage('"jsonrpc" must be "2.0"', usable)
-    if "id" in value and not _is_id(raw_id):
+    if "id" in value and not is_id(raw_id):
         raise InvalidMessage('"id" must be a string, a number or null')
     method = value.get("method")
     if method is not None:
@@ -133,14 +134,21 @@ class Line(msgspec.Struct):
 
     def params_object(self) -> dict[str, Any]:
         """The parameters, ``{}`` when they are absent or not an object."""
-        value = loads(bytes(self.params)) if self.params else None
+        value = _opened(self.params)
         return value if isinstance(value, dict) else {}
 
     def error_object(self) -> dict[str, Any]:
-        value = loads(bytes(self.error))
+        value = _opened(self.error)
         if not isinstance(value, dict):
             return {"code": -32603, "message": "the agent sent a malformed error"}
         return value
+
+
+def _opened(raw: msgspec.Raw) -> Any:
+    try:
+        return loads(bytes(raw))
+    except JsonError:  # absent, or nested too deeply
+        return None
 
 
 _peek = msgspec.json.Decoder(_Peek).decode
@@ -154,7 +162,7 @@ def peek_update(line: bytes) -> tuple[str, str] | None:
     """
     try:
         head = _peek(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     params = head.params
     if head.method != "session/update" or head.id or params is None or params.update is None:
@@ -163,24 +171,34 @@ def peek_update(line: bytes) -> tuple[str, str] | None:
 
 
 def open_line(line: bytes) -> Line:
-    """Open any message. Raises `InvalidMessage` for what is not a JSON object."""
+    """Open any message. Raises `InvalidMessage` for what is not a JSON object.
+
+    ``"method": null`` and ``"error": null`` count as absent, as they do in `classify`.
+    """
+    line = valid_utf8(line)
     try:
-        return _open(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
+        opened = _open(line)
+    except (msgspec.DecodeError, RecursionError):
+        opened = _open_slowly(line)
+    if bytes(opened.error) == b"null":
+        opened.error = msgspec.Raw()
+    return opened
+
+
+def _open_slowly(line: bytes) -> Line:
     # The strict decoder refuses a lone surrogate; the lenient one decides.
     try:
         value = loads(line)
-    except ValueError as exc:
+        if not isinstance(value, dict):
+            raise InvalidMessage("not a JSON object")
+        raw = {
+            name: msgspec.Raw(dumps(value[name]))
+            for name in ("id", "params", "result", "error")
+            if name in value
+        }
+    except JsonError as exc:
         raise InvalidMessage(str(exc)) from None
-    if not isinstance(value, dict):
-        raise InvalidMessage("not a JSON object")
-    raw = {
-        name: msgspec.Raw(dumps(value[name]))
-        for name in ("id", "params", "result", "error")
-        if name in value
-    }
-    method = value.get("method", "")
-    if not isinstance(method, str):
+    method = value.get("method")
+    if method is not None and not isinstance(method, str):
         raise InvalidMessage('"method" must be a string')
-    return Line(method=method, **raw)
+    return Line(method=method or "", **raw)

@@ -24,30 +24,21 @@ class LineSplitter:
         if end < 0:
             self._keep(data)
             return []
+        lines = data[:end].split(b"\n")
         if self._skipping:
             # The long line ends here; what follows is good again.
             self._skipping = False
-            data = data[data.find(b"\n") + 1 :]
-            end = data.rfind(b"\n")
-            if end < 0:
-                self._keep(data)
-                return []
-        if self._pieces:
-            first = data.find(b"\n")
-            self._pieces.append(data[:first])
-            head = b"".join(self._pieces)
+            del lines[0]
+        elif self._pieces:
+            self._pieces.append(lines[0])
+            lines[0] = b"".join(self._pieces)
             self._pieces.clear()
             self._size = 0
-            lines = [head]
-            if first < end:
-                lines += data[first + 1 : end].split(b"\n")
-            if len(head) > self.max_line:
-                self.dropped += 1
-                del lines[0]
-        else:
-            lines = data[:end].split(b"\n")
-        if end + 1 < len(data):
-            self._keep(data[end + 1 :])
+        if len(data) > self.max_line or (lines and len(lines[0]) > self.max_line):
+            short = [line for line in lines if len(line) <= self.max_line]
+            self.dropped += len(lines) - len(short)
+            lines = short
+        self._keep(data[end + 1 :])
         return lines
 
     def _keep(self, data: bytes) -> None:

@@ -155,7 +155,7 @@ class Peer {
     const stream =
       options.transport === "ws"
         ? createWebSocketStream(options.url, { WebSocket, headers })
-        : createHttpStream(options.url, { headers });
+        : createHttpStream(options.url, { headers, fetch: (...call) => this.fetch(...call) });
     this.connection = acp
       .client({ name: "ts-client" })
       .onRequest("session/request_permission", ({ params }) => {
@@ -179,6 +179,12 @@ class Peer {
       30,
       "initialize",
     );
+  }
+
+  async fetch(url, init) {
+    const response = await fetch(url, init);
+    if (init?.method === "DELETE") this.deleted = response.status;
+    return response;
   }
 
   request(method, params) {
@@ -206,6 +212,11 @@ class Peer {
   async close() {
     this.connection.close();
     await within(this.connection.closed, 10, "closing the connection");
+    if (options.transport === "http") {
+      // The SDK does not wait for its DELETE, and this process must not end before it is out.
+      await until(() => this.deleted !== undefined, 5);
+      check("connection deleted", this.deleted >= 200 && this.deleted < 300, this.deleted);
+    }
   }
 }
 

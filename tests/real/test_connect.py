@@ -71,8 +71,12 @@ class CuttingProxy:
                     thread.start()
 
     def _relay(self, source: socket.socket, sink: socket.socket, down: bool) -> None:
+        # The gateway takes no request whose Host is another port than its own.
+        near, far = (f"127.0.0.1:{port}".encode() for port in (self.port, self.target[1]))
         with suppress(OSError):
             while data := source.recv(65536):
+                if not down:
+                    data = data.replace(b"Host: " + near, b"Host: " + far)
                 if down and not self.cuts:
                     self.left -= len(data)
                     if self.left <= 0:
