@@ -7,14 +7,17 @@ cursor. Nothing after ``floor`` (the slowest progressing reader) is dropped; bey
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from enum import IntEnum
+from operator import attrgetter
 from typing import Final, TypeAlias
 
 Framing: TypeAlias = Callable[["Record"], bytes]
 
 BLOCK: Final = 64
 """Reads stop at multiples of this id, so that readers at different places share joined bytes."""
+_END: Final = attrgetter("end")
 _SHARED_BLOCKS: Final = 8
 _SHARED_BYTES: Final = 256 * 1024
 
@@ -58,13 +61,12 @@ class Record:
         """Bytes of all records up to and with this one."""
 
 
-_GONE: Final = Record(Kind.NOTICE, "", b"", 0.0)
-"""Stands where a record was evicted, so that its bytes are free at once."""
-
-
 class EventRing:
     def __init__(
-        self, max_events: int, max_bytes: int, on_evict: Callable[[Record], None] | None = None
+        self,
+        max_events: int,
+        max_bytes: int,
+        on_evict: Callable[[list[Record]], None] | None = None,
     ) -> None:
         self.max_events = max_events
         self.max_bytes = max_bytes
@@ -73,12 +75,11 @@ class EventRing:
         """Bytes ever appended."""
         self._on_evict = on_evict
         self._records: list[Record] = []
-        self._start = 0  # index of the oldest kept record in _records
         self._evicted_bytes = 0
         self._joined: dict[tuple[Framing, int, int], bytes] = {}
 
     def __len__(self) -> int:
-        return len(self._records) - self._start
+        return len(self._records)
 
     @property
     def first_id(self) -> int:
@@ -102,23 +103,20 @@ class EventRing:
 
     def trim(self, floor: int, max_bytes: int | None = None) -> None:
         """Evict down to the caps, but nothing with an id above ``floor``."""
-        cap = self.max_bytes if max_bytes is None else max_bytes
-        records, start = self._records, self._start
-        count = len(records) - start
-        while count > 0 and (count > self.max_events or self.kept_bytes > cap):
-            record = records[start]
-            if record.id > floor:
-                break
-            records[start] = _GONE
-            start += 1
-            count -= 1
-            self._evicted_bytes = record.end
-            if self._on_evict is not None:
-                self._on_evict(record)
-        self._start = start
-        if start > 1024 and start * 2 > len(records):
-            del records[:start]
-            self._start = 0
+        records = self._records
+        count = len(records) - self.max_events
+        excess = self.kept_bytes - (self.max_bytes if max_bytes is None else max_bytes)
+        if excess > 0:
+            enough = bisect_left(records, self._evicted_bytes + excess, key=_END) + 1
+            count = max(count, enough)
+        count = min(count, floor - self.first_id + 1)
+        if count <= 0:
+            return
+        evicted = records[:count]
+        del records[:count]
+        self._evicted_bytes = evicted[-1].end
+        if self._on_evict is not None:
+            self._on_evict(evicted)
 
     def lag_bytes(self, cursor: int) -> int:
         """Bytes of kept records behind ``cursor``."""
@@ -129,11 +127,11 @@ class EventRing:
         return self.total_bytes - self._at(cursor).end
 
     def _at(self, id: int) -> Record:
-        return self._records[self._start + id - self.first_id]
+        return self._records[id - self.first_id]
 
     def read(self, cursor: int, stop: int) -> list[Record]:
         """Kept records with ``cursor < id <= stop``."""
-        offset = self._start - self.first_id
+        offset = -self.first_id
         low = max(cursor + 1, self.first_id) + offset
         return self._records[low : max(low, min(stop, self.last_id) + offset + 1)]
 

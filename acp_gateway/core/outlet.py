@@ -199,10 +199,9 @@ class Outlet:
             for part in self._follow(sub, BATCH_BYTES - size):
                 parts.append(part)
                 size += len(part)
-        if len(self.subs) > 1 and parts:
-            # Round robin: whoever filled this batch comes last in the next one.
-            first = next(iter(self.subs))
-            self.subs[first] = self.subs.pop(first)
+            if size >= BATCH_BYTES:
+                # Round robin: whoever filled this batch comes last in the next one.
+                self.subs[sub.session_id] = self.subs.pop(sub.session_id)
         return parts
 
     def _emit(self, parts: list[bytes], payload: bytes) -> int:

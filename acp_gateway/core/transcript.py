@@ -1,13 +1,16 @@
 """What a session's history was before its ring: compacted, capped, in order.
 
-Records that leave the ring arrive raw. They are compacted only when the raw ones grow past half of
-the cap or when somebody reads: runs of message chunks become one chunk, a tool call keeps its last
+Records that leave the ring arrive raw. They are compacted in slices, once the raw ones grow past a
+quarter of
+the cap, or when somebody reads: runs of message chunks become one chunk, a tool call keeps its last
 state, a plan replaces the one before. When even that is over the cap, the oldest go and
 ``truncated`` says so.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 from acp_gateway.core.event_ring import Kind, Record
@@ -35,7 +38,7 @@ class Transcript:
         self.max_bytes = max_bytes
         self.truncated = False
         """Something that was said is no longer here."""
-        self._raw: list[Record] = []
+        self._raw: deque[Record] = deque()
         self._raw_bytes = 0
         self._entries: dict[int, _Entry] = {}
         """In order; a dict, so that one in the middle goes without moving the others."""
@@ -46,18 +49,19 @@ class Transcript:
         self._run: _Entry | None = None
         """The chunk that the next one may be merged into."""
 
-    def add(self, record: Record) -> None:
-        """A record that left the ring."""
-        if record.kind is Kind.NOTICE:
-            return
-        self._raw.append(record)
-        self._raw_bytes += len(record.line)
-        if self._raw_bytes > self.max_bytes // 2:
-            self._compact()
+    def add(self, records: Sequence[Record]) -> None:
+        """Records that left the ring, oldest first."""
+        for record in records:
+            if record.kind is not Kind.NOTICE:
+                self._raw.append(record)
+                self._raw_bytes += len(record.line)
+        if self._raw_bytes > self.max_bytes // 4:
+            # As many again as came in: all at once would hold up every session of the daemon.
+            self._compact(2 * len(records), self.max_bytes // 2)
 
     def lines(self) -> list[bytes]:
         """The history as ACP notifications, oldest first."""
-        self._compact()
+        self._compact(0, 0)
         return [entry.line() for entry in self._entries.values()]
 
     @property
@@ -65,17 +69,35 @@ class Transcript:
         """Bytes held; at most ``max_bytes`` after a compaction."""
         return self._raw_bytes + self._entry_bytes
 
-    def _compact(self) -> None:
+    def _compact(self, least: int, raw_bytes: int) -> None:
+        """Fold ``least`` records, and more while over ``raw_bytes`` wait raw."""
         changed: set[_Entry] = set()
-        for record in self._raw:
-            self._fold(record.line, changed)
-        self._raw.clear()
-        self._raw_bytes = 0
+        while self._raw and (least > 0 or self._raw_bytes > raw_bytes):
+            least -= 1
+            record = self._raw.popleft()
+            self._raw_bytes -= len(record.line)
+            if record.name not in _CHUNKS or not self._merge(record):
+                self._fold(record.line, changed)
         for entry in changed:
             # A tool call sends its output again and again: only the last state counts.
             self._resize(entry, len(entry.line()))
         if self._entry_bytes > self.max_bytes:
             self._drop()
+
+    def _merge(self, record: Record) -> bool:
+        """Append a chunk's text to the run that it belongs to, as it is encoded.
+
+        Most chunks of a run differ in nothing but a text without quotes: they are compared as
+        bytes and not decoded. What is not so goes through `_fold`.
+        """
+        run = self._run
+        if run is None or run.size + len(record.line) > MAX_MERGED:
+            return False
+        grown = run.append_like(record.line)
+        if grown is None:
+            return False
+        self._resize(run, run.size + grown)
+        return True
 
     def _fold(self, line: bytes, changed: set[_Entry]) -> None:
         try:
@@ -91,6 +113,8 @@ class Transcript:
                 self._resize(self._run, self._run.size + grown)
                 return
         entry = _Entry(self._next_key, message, update, len(line))
+        if kind in _CHUNKS:
+            entry.look_around(line)
         if kind in ("tool_call", "tool_call_update"):
             tool = str(update.get("toolCallId"))
             earlier = self._tools.get(tool)
@@ -131,7 +155,7 @@ class Transcript:
 class _Entry:
     """One message of the history; the text of a run of chunks is joined when it is read."""
 
-    __slots__ = ("_text", "key", "message", "size", "update")
+    __slots__ = ("_around", "_text", "key", "message", "size", "update")
 
     def __init__(
         self, key: int, message: dict[str, Any], update: dict[str, Any], size: int
@@ -140,10 +164,31 @@ class _Entry:
         self.message = message
         self.update = update
         self.size = size
-        self._text: list[str] = []
+        self._text: list[bytes] = []
+        """What was appended, encoded."""
+        self._around = (b"\n", b"")  # no line begins so
+
+    def look_around(self, line: bytes) -> None:
+        """Learn what stands before and behind the text in the line of this chunk."""
+        text = _mergeable_text(self.update)
+        if text is not None:
+            head, found, tail = line.rpartition(b'"text":' + dumps(text))
+            if found:
+                self._around = (head + b'"text":"', b'"' + tail)
+
+    def append_like(self, line: bytes) -> int | None:
+        """Append the text of a chunk that differs in nothing else; None when it is no such."""
+        head, tail = self._around
+        if not line.startswith(head) or not line.endswith(tail):
+            return None
+        text = line[len(head) : len(line) - len(tail)]
+        if b'"' in text or text.endswith(b"\\"):
+            return None
+        self._text.append(text)
+        return len(text)
 
     def merge(self, update: dict[str, Any]) -> int | None:
-        """Append the text of another chunk: bytes added; None when the two must stay apart."""
+        """Append the text of another chunk; its encoded size, or None when it stays apart."""
         first, text = _mergeable_text(self.update), _mergeable_text(update)
         if (
             first is None
@@ -152,12 +197,11 @@ class _Entry:
             or self.update.get("messageId") != update.get("messageId")
         ):
             return None
-        grown = len(dumps(text)) - 2
-        if self.size + grown > MAX_MERGED:
+        encoded = dumps(text)[1:-1]
+        if self.size + len(encoded) > MAX_MERGED:
             return None
-        self._text = self._text or [first]
-        self._text.append(text)
-        return grown
+        self._text.append(encoded)
+        return len(encoded)
 
     def amend(self, update: dict[str, Any]) -> None:
         """Take over the members that a ``tool_call_update`` changes (null: unchanged, ACP v1)."""
@@ -167,7 +211,8 @@ class _Entry:
 
     def line(self) -> bytes:
         if self._text:
-            self.update["content"]["text"] = "".join(self._text)
+            first = dumps(self.update["content"]["text"])[1:-1]
+            self.update["content"]["text"] = loads(b'"' + first + b"".join(self._text) + b'"')
             self._text = []
         return dumps(self.message)
 

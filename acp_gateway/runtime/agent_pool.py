@@ -95,6 +95,8 @@ class AgentPool:
         """Own the hosts until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            # The agent that is tried at the start waits for the first client as long as a spare.
+            self._last_client = trio.current_time()
             task_status.started()
             while True:
                 await trio.sleep(TICK)

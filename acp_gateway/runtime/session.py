@@ -329,6 +329,9 @@ class Session:
         self.board.end_all(Settled.CLOSED)
         if self._host is not None:
             self._host.release(self.agent_id, self)
+            if self._host.can("close"):
+                # Cut short (a bug, a cancelled start): a shared agent would keep the session.
+                self._host.call("session/close", {"sessionId": self.agent_id})
             self._host = None
         self._budget.remove(self.ring)
         for client in tuple(self.clients.values()):
@@ -602,8 +605,6 @@ class Session:
             return
         self.ring.append(Record(Kind.UPDATE, kind, line, now, prompt_id))
         self._budget.total += len(line)
-        if self.ring.full or self._budget.over:
-            self._trim()
 
     def on_agent_request(self, host: AgentHost, id: bytes, method: str, params: Any) -> None:
         assert self._nursery is not None
@@ -661,7 +662,9 @@ class Session:
         self._budget.total -= before - ring.kept_bytes
 
     def wake(self) -> None:
-        """Tell the writers that the ring has grown."""
+        """Tell the writers that the ring has grown; called once for a batch of updates."""
+        if self.ring.full or self._budget.over:
+            self._trim()
         for sub in self.subs:
             if sub.outlet is not None:
                 sub.outlet.wake()

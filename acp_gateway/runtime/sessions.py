@@ -259,9 +259,10 @@ class SessionManager:
             if loading is None:
                 break
             await loading.wait()
-        opening = await self._opening(how, params, shape, session_id)
+        # Entered before anything is awaited: the next call has to find it.
         self._loading[session_id] = done = trio.Event()
         try:
+            opening = await self._opening(how, params, shape, session_id)
             return await self._start(opening, profile)
         except AgentError as exc:
             raise self._restated(exc, session_id) from None

