@@ -37,7 +37,6 @@ log = structlog.get_logger("acp_gateway")
 
 FLUSH: Final = 1.0
 """Time that writers get for the last messages."""
-LAST_RESORT: Final = 5.0
 
 
 @attrs.frozen
@@ -253,7 +252,10 @@ class Daemon:
                 self._stopping.set()
 
     async def _stop(self, hub: Hub, listener: Listener) -> None:
-        """The ladder: refuse new work, end the turns, tell the clients, stop the agents."""
+        """The ladder: refuse new work, end the turns, tell the clients, stop the agents.
+
+        What has not ended within the grace is killed when the nursery is cancelled.
+        """
         grace = self.settings.shutdown_grace
         self._manager.draining = True
         with trio.move_on_after(grace):
@@ -263,8 +265,6 @@ class Daemon:
             hub.kick_all(1001, "The gateway is shutting down")
             with trio.move_on_after(FLUSH):
                 await hub.empty()
-            await self._pool.close()
-        with trio.CancelScope(shield=True), trio.move_on_after(LAST_RESORT):
             await self._pool.close()
 
 

@@ -22,7 +22,7 @@ from acp_gateway.protocol.errors import (
     GatewayError,
 )
 from acp_gateway.protocol.types import ReadTextFileParams, WriteTextFileParams
-from acp_gateway.runtime.agent_host import AgentHost
+from acp_gateway.runtime.agent_rpc import AgentRpc
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.wire.json_codec import dumps, loads
 
@@ -46,7 +46,7 @@ class AgentCallbacks:
         """Open questions by the agent's own request id, as JSON: it may be any value."""
 
     def serve(
-        self, host: AgentHost, id: bytes, method: str, params: Any, nursery: trio.Nursery
+        self, host: AgentRpc, id: bytes, method: str, params: Any, nursery: trio.Nursery
     ) -> None:
         """A request of the agent, in wire order. Never blocks."""
         if method == "session/request_permission":
@@ -69,7 +69,7 @@ class AgentCallbacks:
 
     # ---- permissions ----------------------------------------------------------------------------
 
-    def _ask(self, host: AgentHost, id: bytes, params: Any, nursery: trio.Nursery) -> None:
+    def _ask(self, host: AgentRpc, id: bytes, params: Any, nursery: trio.Nursery) -> None:
         session = self._session
         options = params.get("options")
         ids = frozenset(
@@ -115,7 +115,7 @@ class AgentCallbacks:
         if self._session.board.end(question, Settled.TIMEOUT):
             log.info("permission_timeout", session_id=self._session.id)
 
-    def _settled(self, host: AgentHost, id: bytes, key: bytes, question: Question) -> None:
+    def _settled(self, host: AgentRpc, id: bytes, key: bytes, question: Question) -> None:
         session = self._session
         self._questions.pop(key, None)
         if question.reason is not Settled.WITHDRAWN and host.alive:
@@ -141,7 +141,7 @@ class AgentCallbacks:
 
     # ---- files ----------------------------------------------------------------------------------
 
-    async def _file(self, host: AgentHost, id: bytes, method: str, params: Any) -> None:
+    async def _file(self, host: AgentRpc, id: bytes, method: str, params: Any) -> None:
         session = self._session
         reading = method == "fs/read_text_file"
         running = session.queue.running

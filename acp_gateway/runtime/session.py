@@ -11,44 +11,33 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import attrs
 import structlog
 import trio
 
 from acp_gateway.config import Settings
-from acp_gateway.core.event_ring import EventRing, Kind, Record
-from acp_gateway.core.outlet import Slot, Subscription
+from acp_gateway.core.event_ring import Kind, Record
+from acp_gateway.core.outlet import Slot
 from acp_gateway.core.permissions import QuestionBoard, Settled
-from acp_gateway.core.text_split import split_update
-from acp_gateway.core.transcript import Transcript
-from acp_gateway.core.turn_queue import Turn, TurnQueue
+from acp_gateway.core.turn_queue import Turn
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
-from acp_gateway.runtime.agent_host import AgentHost, Call
+from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_pool import AgentPool
 from acp_gateway.runtime.agent_profile import AgentProfile
+from acp_gateway.runtime.agent_rpc import AgentRpc, Call
 from acp_gateway.runtime.callbacks import AgentCallbacks
 from acp_gateway.runtime.ring_budget import RingBudget
-from acp_gateway.runtime.session_state import SessionState
+from acp_gateway.runtime.session_feed import SessionFeed
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.wire.json_codec import dumps, loads, valid_utf8
-from acp_gateway.wire.jsonrpc import notification_bytes
 
 log = structlog.get_logger("acp_gateway.session")
 
 CANCELLED_RESULT: Final[dict[str, Any]] = {"stopReason": "cancelled"}
 CLOSE_TIMEOUT: Final = 5.0
-_NOTED: Final = frozenset(
-    {
-        "available_commands_update",
-        "current_mode_update",
-        "config_option_update",
-        "session_info_update",
-    }
-)
-
 How = Literal["new", "load", "resume"]
 
 
@@ -68,30 +57,13 @@ class Opening:
     """Everything that the session may touch."""
 
 
-class Client(Protocol):
-    """A connection as a session sees it. All calls are synchronous."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def present(self) -> bool: ...
-    @property
-    def reads_files(self) -> bool: ...
-    @property
-    def writes_files(self) -> bool: ...
-    def ask(self, session: Session, question: Any) -> None: ...
-    def question_over(self, session: Session, question: Any) -> None: ...
-    def session_over(self, session: Session) -> None: ...
-    async def forward(self, session: Session, method: str, params: Any) -> Any: ...
-
-
 def _session_id_in(call: Call) -> str | None:
     result = None if call.result is None else loads(bytes(call.result))
     session_id = result.get("sessionId") if isinstance(result, dict) else None
     return session_id if isinstance(session_id, str) else None
 
 
-class Session:
+class Session(SessionFeed):
     def __init__(
         self,
         opening: Opening,
@@ -101,35 +73,15 @@ class Session:
         budget: RingBudget,
         workspace: Workspace,
     ) -> None:
-        self.id = opening.session_id or ""
-        """What clients call it; set before `run` reports ready."""
-        self.agent_id = self.id
-        """What the agent calls it; differs only when two live sessions collide."""
+        super().__init__(opening.session_id or "", settings, budget)
         self.profile = profile
         self.opening = opening
         self.cwd = opening.cwd
-        self.epoch = uuid.uuid4().hex
-        self.created_at = self.updated_at = time.time()
-        self.last_used = trio.current_time()
         self.prompted = opening.how != "new"
-        self.transcript = Transcript(settings.transcript_bytes)
-        self.ring = EventRing(
-            settings.event_ring_size, settings.event_ring_bytes, self.transcript.add
-        )
-        self.queue = TurnQueue(settings.max_queued_prompts)
         self.board = QuestionBoard()
-        self.state = SessionState()
-        self.clients: dict[str, Client] = {}
-        self.subs: set[Subscription] = set()
-        self.over: GatewayError | None = None
-        """Why the session is closed or closing; None while it lives."""
-        self.ended = trio.Event()
         self._pool = pool
-        self._settings = settings
-        self._budget = budget
         self._callbacks = AgentCallbacks(self, workspace, settings)
         self._host: AgentHost | None = None
-        self._muted = False
         self._restore_error: GatewayError | None = None
         self._changed = trio.Event()
         self._wanted = trio.Event()
@@ -137,8 +89,6 @@ class Session:
         self._opening_scope = trio.CancelScope()
         self._turn_wakeup = Wakeup()
         self._turn_scope: trio.CancelScope | None = None
-        self._drained = Wakeup()
-        self._pausing = False
         self._nursery: trio.Nursery | None = None
         self.name_for: Callable[[str], str] = str
         """Set by the manager: the north id for an agent's id (an alias on a collision)."""
@@ -165,7 +115,7 @@ class Session:
             # A bug: this session ends with a reason, its siblings live on.
             log.exception("session_failed", session_id=self.id)
             self.over = GatewayError(ErrorKind.INTERNAL, "The session failed inside the gateway")
-            self._notice("session_died", reason="internal", recoverable=False)
+            self.notice("session_died", reason="internal", recoverable=False)
         finally:
             self._finish()
         if not ready and self.over is not None:
@@ -304,7 +254,7 @@ class Session:
         reason = host.ending or GatewayError(ErrorKind.AGENT_EXITED, "The agent is gone")
         can_load = host.can_load
         data = {key: value for key, value in reason.data.items() if key != "stderr"}
-        self._notice(
+        self.notice(
             "session_died",
             reason=reason.kind.word,
             message=reason.message,
@@ -365,7 +315,7 @@ class Session:
         for turn in (running, *self.queue.waiting):
             if turn is not None:
                 self._settle(turn, CANCELLED_RESULT if error is None else error)
-        self._notice("session_closed", reason=reason)
+        self.notice("session_closed", reason=reason)
         self.wake()
         self._closing.set()
         self._opening_scope.cancel()  # a close does not wait for a restore
@@ -485,7 +435,8 @@ class Session:
         if scope.cancelled_caught or turn.cancel_requested or turn.settled:
             self._settle(turn, CANCELLED_RESULT)
             return
-        self._echo(turn)
+        if not self.profile.quirks.echoes_prompt:
+            self.echo(turn)
         over = trio.Event()
         turn.when_settled(lambda _: over.set())
         call = host.call(
@@ -527,7 +478,7 @@ class Session:
             # Nothing of this turn may be asked any more.
             self.board.end_all(Settled.CANCEL)
         if isinstance(outcome, GatewayError):
-            self._notice(
+            self.notice(
                 "turn_error",
                 promptId=turn.prompt_id,
                 message=outcome.message,
@@ -536,7 +487,7 @@ class Session:
         else:
             result = outcome if isinstance(outcome, dict) else loads(bytes(outcome))
             stop = result.get("stopReason") if isinstance(result, dict) else None
-            self._notice("turn_complete", promptId=turn.prompt_id, stopReason=stop)
+            self.notice("turn_complete", promptId=turn.prompt_id, stopReason=stop)
         self.wake()
         self._turn_wakeup.set()
 
@@ -553,60 +504,9 @@ class Session:
         else:
             self.begin_close("agent_unresponsive", error)
 
-    def _echo(self, turn: Turn) -> None:
-        if self.profile.quirks.echoes_prompt:
-            return
-        blocks = turn.params.get("prompt")
-        for block in blocks if isinstance(blocks, list) else ():
-            line = dumps(
-                {
-                    "jsonrpc": "2.0",
-                    "method": "session/update",
-                    "params": {
-                        "sessionId": self.id,
-                        "update": {"sessionUpdate": "user_message_chunk", "content": block},
-                    },
-                }
-            )
-            for part in split_update(line, "user_message_chunk"):
-                self._append(
-                    Record(
-                        Kind.ECHO,
-                        "user_message_chunk",
-                        part,
-                        time.time(),
-                        turn.prompt_id,
-                        turn.origin,
-                    )
-                )
-        self.wake()
-
     # ---- events ---------------------------------------------------------------------------------
 
-    def on_update(self, line: bytes, kind: str, now: float) -> None:
-        """A ``session/update`` of the agent: into the ring, nothing awaited."""
-        if kind in _NOTED:
-            self.state.note(kind, line)
-        if self._muted:
-            return
-        if not line.isascii():
-            line = valid_utf8(line)
-        if b"\r" in line:
-            line = line.replace(b"\r", b" ")  # white space between tokens; SSE ends lines at CR
-        if self.agent_id != self.id:
-            message = loads(line)
-            message["params"]["sessionId"] = self.id
-            line = dumps(message)
-        running = self.queue.running
-        prompt_id = None if running is None else running.prompt_id
-        if len(line) > 512 * 1024:
-            for part in split_update(line, kind):
-                self._append(Record(Kind.UPDATE, kind, part, now, prompt_id))
-            return
-        self.ring.append(Record(Kind.UPDATE, kind, line, now, prompt_id))
-        self._budget.total += len(line)
-
-    def on_agent_request(self, host: AgentHost, id: bytes, method: str, params: Any) -> None:
+    def on_agent_request(self, host: AgentRpc, id: bytes, method: str, params: Any) -> None:
         assert self._nursery is not None
         self._callbacks.serve(host, id, method, params, self._nursery)
 
@@ -620,153 +520,6 @@ class Session:
                     {"jsonrpc": "2.0", "method": method, "params": {**params, "sessionId": self.id}}
                 )
             self._append(Record(Kind.NOTICE, method, valid_utf8(line), time.time()))
-
-    def publish_update(self, update: dict[str, Any]) -> None:
-        """A ``session/update`` that the gateway itself has to tell."""
-        line = notification_bytes("session/update", {"sessionId": self.id, "update": update})
-        self.state.note(str(update.get("sessionUpdate")), line)
-        self._append(Record(Kind.UPDATE, str(update.get("sessionUpdate")), line, time.time()))
-        self.wake()
-
-    def _notice(self, kind: str, **data: Any) -> None:
-        if not self.id:
-            return
-        line = notification_bytes(
-            "_qwen/notify", {"kind": kind, "data": {"sessionId": self.id, **data}}
-        )
-        self._append(Record(Kind.NOTICE, kind, line, time.time()))
-
-    notice = _notice
-
-    def _append(self, record: Record) -> None:
-        self.ring.append(record)
-        self._budget.total += len(record.line)
-        if self.ring.full or self._budget.over:
-            self._trim()
-
-    def _trim(self) -> None:
-        ring = self.ring
-        now = trio.current_time()
-        stall = self._settings.stall_timeout
-        floor = ring.last_id
-        for sub in self.subs:
-            outlet = sub.outlet
-            if sub.cursor < floor and outlet is not None and outlet.progressing(now, stall):
-                floor = sub.cursor
-        before = ring.kept_bytes
-        cap = ring.max_bytes
-        if self._budget.over:
-            # Over the daemon's cap every busy session gives from its own, down to a small rest.
-            cap = min(cap, max(before - self._budget.excess, 256 * 1024))
-        ring.trim(floor, cap)
-        self._budget.total -= before - ring.kept_bytes
-
-    def wake(self) -> None:
-        """Tell the writers that the ring has grown; called once for a batch of updates."""
-        if self.ring.full or self._budget.over:
-            self._trim()
-        for sub in self.subs:
-            if sub.outlet is not None:
-                sub.outlet.wake()
-
-    # ---- flow: one slow reader may hold up its agent, a stalled one may not ---------------------
-
-    @property
-    def over_flow(self) -> bool:
-        """Is a progressing subscriber too far behind?"""
-        limit = self._settings.flow_pause_bytes
-        ring = self.ring
-        if ring.kept_bytes <= limit:
-            return False
-        return any(sub.lag_bytes > limit for sub in self.subs) and self._blocker() is not None
-
-    def _blocker(self) -> Subscription | None:
-        if self.ended.is_set():
-            return None  # its agent may serve others
-        now = trio.current_time()
-        limit, stall = self._settings.flow_pause_bytes, self._settings.stall_timeout
-        for sub in self.subs:
-            outlet = sub.outlet
-            if outlet is not None and sub.lag_bytes > limit and outlet.progressing(now, stall):
-                return sub
-        return None
-
-    async def flow(self) -> None:
-        """Return when no progressing subscriber is too far behind. Called by the agent's reader."""
-        self._pausing = True
-        try:
-            while self._blocker() is not None:
-                with trio.move_on_after(self._settings.stall_timeout):
-                    await self._drained.wait()
-        finally:
-            self._pausing = False
-
-    def drained(self) -> None:
-        """A writer has taken records from the ring."""
-        if self._pausing:
-            self._drained.set()
-
-    # ---- clients --------------------------------------------------------------------------------
-
-    def attach(
-        self, client: Client, *, history: bool, last_event_id: int | None = None
-    ) -> Subscription:
-        """Let a client follow the session; the caller adds the subscription to an outlet.
-
-        ``history``: from the beginning (transcript, then the ring). Else from the ring's end, or
-        from behind ``last_event_id``. Raises ``subscriber_limit_exceeded``.
-        """
-        if self.over is not None:
-            raise self.over
-        if len(self.subs) >= self._settings.max_subscribers:
-            raise GatewayError(
-                ErrorKind.SUBSCRIBER_LIMIT,
-                f"The session has {len(self.subs)} subscribers, the most it may have",
-                remedy="detach another client",
-                limit=self._settings.max_subscribers,
-            )
-        ring = self.ring
-        lines: list[bytes] = []
-        if last_event_id is not None and ring.first_id - 1 <= last_event_id <= ring.last_id:
-            cursor = last_event_id
-        elif history:
-            cursor = ring.first_id - 1
-            lines = self._history() if cursor > 0 else []
-        else:
-            cursor = ring.last_id
-        sub = Subscription(self.id, ring, cursor, origin=client.id, history=lines)
-        self.subs.add(sub)
-        self.clients[client.id] = client
-        self.touch()
-        return sub
-
-    def rebase(self, sub: Subscription) -> None:
-        """Fix history and cursor again for a subscription of which nothing has been sent yet."""
-        cursor = self.ring.first_id - 1
-        sub.history.clear()
-        if cursor > 0:
-            sub.history.extend(self._history())
-        sub.cursor = sub.announced = cursor
-        sub.own_from = self.ring.last_id
-
-    def _history(self) -> list[bytes]:
-        lines = self.transcript.lines()
-        if self.transcript.truncated:
-            notice = {"kind": "history_truncated", "data": {"sessionId": self.id}}
-            lines.insert(0, notification_bytes("_qwen/notify", notice))
-        return lines
-
-    def detach(self, client: Client, sub: Subscription) -> None:
-        """The client leaves. Neither a turn nor an open question of the session notices."""
-        self.subs.discard(sub)
-        if self.clients.get(client.id) is client:
-            del self.clients[client.id]
-        self.touch()
-        self.drained()
-
-    def touch(self) -> None:
-        self.last_used = trio.current_time()
-        self.updated_at = time.time()
 
     @property
     def restorable(self) -> bool:

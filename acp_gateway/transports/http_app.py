@@ -113,7 +113,13 @@ def _http_error(exc: HTTPException, hub: Hub) -> Answer:
     code = exc.code or 500
     if isinstance(exc, RequestEntityTooLarge):
         limit = hub.settings.max_message_bytes
-        return plain_error(413, "payload_too_large", f"Request body too large (max {limit} bytes)")
+        answer = plain_error(
+            413, "payload_too_large", f"Request body too large (max {limit} bytes)"
+        )
+        if request.scope["http_version"] == "2":
+            return answer
+        # Nobody reads the rest of the body: the connection cannot be used again (RFC 9112 §9.3).
+        return Answer(413, answer.body, (*answer.headers, ("connection", "close")))
     words = {
         404: ("not_found", f"There is nothing at {request.path}"),
         405: ("method_not_allowed", f"{request.method} is not allowed at {request.path}"),

@@ -33,6 +33,8 @@ BACKLOG: Final = 1024
 HEAD_BYTES: Final = 64 * 1024
 HEAD_TIMEOUT: Final = 10.0
 TLS_TIMEOUT: Final = 10.0
+DEAD_PEER_TIMEOUT: Final = 120
+"""Seconds until data that nobody acknowledges ends a connection."""
 _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n"
     b'connection: close\r\ncontent-length: 65\r\n\r\n{"error":"Too many connections","code":"'
@@ -58,6 +60,7 @@ def open_sockets(host: str, port: int) -> list[stdlib_socket.socket]:
         sock = stdlib_socket.socket(family, stdlib_socket.SOCK_STREAM)
         try:
             sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+            _find_dead_peers(sock)
             if family == stdlib_socket.AF_INET6:
                 sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
             sock.bind(address)
@@ -78,6 +81,20 @@ def open_sockets(host: str, port: int) -> list[stdlib_socket.socket]:
             ) from None
         sockets.append(sock)
     return sockets
+
+
+def _find_dead_peers(sock: stdlib_socket.socket) -> None:
+    """Accepted sockets inherit this: a peer that is gone without a word is noticed by TCP."""
+    sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", 60),
+        ("TCP_KEEPINTVL", 15),
+        ("TCP_KEEPCNT", 4),
+        ("TCP_USER_TIMEOUT", DEAD_PEER_TIMEOUT * 1000),
+    ):
+        option = getattr(stdlib_socket, name, None)  # not every system has every one
+        if option is not None:
+            sock.setsockopt(stdlib_socket.IPPROTO_TCP, option, value)
 
 
 def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
@@ -109,6 +126,7 @@ class Listener:
         self._settings = settings
         self._tls = tls
         self._open = 0
+        self._accepting = trio.CancelScope()
         config = Config()
         config.accesslog = None
         config.errorlog = None
@@ -119,23 +137,25 @@ class Listener:
         config.h2_max_concurrent_streams = 256
         config.websocket_max_message_size = settings.max_message_bytes
         config.max_app_queue_size = 16
+        config.websocket_ping_interval = 30
         self._config = config
         self._app = ASGIWrapper(asgi)
         self._context = WorkerContext(None)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Accept until cancelled."""
+        """Accept until drained, serve until cancelled."""
         listeners = [
             trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in self._sockets
         ]
         async with trio.open_nursery() as nursery:
-            await nursery.start(trio.serve_listeners, self._serve, listeners)
             task_status.started()
+            with self._accepting:
+                await trio.serve_listeners(self._serve, listeners, handler_nursery=nursery)
+            await trio.sleep_forever()
 
     async def drain(self) -> None:
         """No new connections; idle ones close."""
-        for sock in self._sockets:
-            sock.close()
+        self._accepting.cancel()
         await self._context.terminated.set()
 
     async def _serve(self, stream: trio.SocketStream) -> None:

@@ -1,0 +1,280 @@
+"""What a session tells, and to whom: its events, their history, the clients that follow it.
+
+Publishing is synchronous: a record goes into the ring and nobody is awaited. How far a slow client
+may hold up the agent is decided in `SessionFeed.flow`.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import trio
+
+from acp_gateway.config import Settings
+from acp_gateway.core.event_ring import EventRing, Kind, Record
+from acp_gateway.core.outlet import Subscription
+from acp_gateway.core.text_split import split_update
+from acp_gateway.core.transcript import Transcript
+from acp_gateway.core.turn_queue import Turn, TurnQueue
+from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.runtime.ring_budget import RingBudget
+from acp_gateway.runtime.session_state import SessionState
+from acp_gateway.runtime.wakeup import Wakeup
+from acp_gateway.wire.json_codec import dumps, loads, valid_utf8
+from acp_gateway.wire.jsonrpc import notification_bytes
+
+if TYPE_CHECKING:
+    from acp_gateway.runtime.session import Session
+
+_NOTED: Final = frozenset(
+    {
+        "available_commands_update",
+        "current_mode_update",
+        "config_option_update",
+        "session_info_update",
+    }
+)
+
+
+class Client(Protocol):
+    """A connection as a session sees it. All calls are synchronous."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def present(self) -> bool: ...
+    @property
+    def reads_files(self) -> bool: ...
+    @property
+    def writes_files(self) -> bool: ...
+    def ask(self, session: Session, question: Any) -> None: ...
+    def question_over(self, session: Session, question: Any) -> None: ...
+    def session_over(self, session: Session) -> None: ...
+    async def forward(self, session: Session, method: str, params: Any) -> Any: ...
+
+
+class SessionFeed:
+    def __init__(self, session_id: str, settings: Settings, budget: RingBudget) -> None:
+        self.id = session_id
+        """What clients call it; set before `run` reports ready."""
+        self.agent_id = session_id
+        """What the agent calls it; differs only when two live sessions collide."""
+        self.epoch = uuid.uuid4().hex
+        self.created_at = self.updated_at = time.time()
+        self.last_used = trio.current_time()
+        self.transcript = Transcript(settings.transcript_bytes)
+        self.ring = EventRing(
+            settings.event_ring_size, settings.event_ring_bytes, self.transcript.add
+        )
+        self.state = SessionState()
+        self.queue = TurnQueue(settings.max_queued_prompts)
+        self.clients: dict[str, Client] = {}
+        self.subs: set[Subscription] = set()
+        self.over: GatewayError | None = None
+        """Why the session is closed or closing; None while it lives."""
+        self.ended = trio.Event()
+        self._settings = settings
+        self._budget = budget
+        self._muted = False
+        """The agent replays what clients have: nothing of it is published."""
+        self._drained = Wakeup()
+        self._pausing = False
+
+    # ---- events ---------------------------------------------------------------------------------
+
+    def on_update(self, line: bytes, kind: str, now: float) -> None:
+        """A ``session/update`` of the agent: into the ring, nothing awaited."""
+        if kind in _NOTED:
+            self.state.note(kind, line)
+        if self._muted:
+            return
+        if not line.isascii():
+            line = valid_utf8(line)
+        if b"\r" in line:
+            line = line.replace(b"\r", b" ")  # white space between tokens; SSE ends lines at CR
+        if self.agent_id != self.id:
+            message = loads(line)
+            message["params"]["sessionId"] = self.id
+            line = dumps(message)
+        running = self.queue.running
+        prompt_id = None if running is None else running.prompt_id
+        if len(line) > 512 * 1024:
+            for part in split_update(line, kind):
+                self._append(Record(Kind.UPDATE, kind, part, now, prompt_id))
+            return
+        self.ring.append(Record(Kind.UPDATE, kind, line, now, prompt_id))
+        self._budget.total += len(line)
+
+    def echo(self, turn: Turn) -> None:
+        """The user's message, as its turn starts; everybody gets it but who sent it."""
+        blocks = turn.params.get("prompt")
+        for block in blocks if isinstance(blocks, list) else ():
+            line = dumps(
+                {
+                    "jsonrpc": "2.0",
+                    "method": "session/update",
+                    "params": {
+                        "sessionId": self.id,
+                        "update": {"sessionUpdate": "user_message_chunk", "content": block},
+                    },
+                }
+            )
+            for part in split_update(line, "user_message_chunk"):
+                self._append(
+                    Record(
+                        Kind.ECHO,
+                        "user_message_chunk",
+                        part,
+                        time.time(),
+                        turn.prompt_id,
+                        turn.origin,
+                    )
+                )
+        self.wake()
+
+    def publish_update(self, update: dict[str, Any]) -> None:
+        """A ``session/update`` that the gateway itself has to tell."""
+        line = notification_bytes("session/update", {"sessionId": self.id, "update": update})
+        self.state.note(str(update.get("sessionUpdate")), line)
+        self._append(Record(Kind.UPDATE, str(update.get("sessionUpdate")), line, time.time()))
+        self.wake()
+
+    def notice(self, kind: str, **data: Any) -> None:
+        if not self.id:
+            return
+        line = notification_bytes(
+            "_qwen/notify", {"kind": kind, "data": {"sessionId": self.id, **data}}
+        )
+        self._append(Record(Kind.NOTICE, kind, line, time.time()))
+
+    def _append(self, record: Record) -> None:
+        self.ring.append(record)
+        self._budget.total += len(record.line)
+        if self.ring.full or self._budget.over:
+            self._trim()
+
+    def _trim(self) -> None:
+        ring = self.ring
+        now = trio.current_time()
+        stall = self._settings.stall_timeout
+        floor = ring.last_id
+        for sub in self.subs:
+            outlet = sub.outlet
+            if sub.cursor < floor and outlet is not None and outlet.progressing(now, stall):
+                floor = sub.cursor
+        before = ring.kept_bytes
+        cap = ring.max_bytes
+        if self._budget.over:
+            # Over the daemon's cap every busy session gives from its own, down to a small rest.
+            cap = min(cap, max(before - self._budget.excess, 256 * 1024))
+        ring.trim(floor, cap)
+        self._budget.total -= before - ring.kept_bytes
+
+    def wake(self) -> None:
+        """Tell the writers that the ring has grown; called once for a batch of updates."""
+        if self.ring.full or self._budget.over:
+            self._trim()
+        for sub in self.subs:
+            if sub.outlet is not None:
+                sub.outlet.wake()
+
+    # ---- flow: one slow reader may hold up its agent, a stalled one may not ---------------------
+
+    @property
+    def over_flow(self) -> bool:
+        """Is a progressing subscriber too far behind?"""
+        limit = self._settings.flow_pause_bytes
+        ring = self.ring
+        if ring.kept_bytes <= limit:
+            return False
+        return any(sub.lag_bytes > limit for sub in self.subs) and self._blocker() is not None
+
+    def _blocker(self) -> Subscription | None:
+        if self.ended.is_set():
+            return None  # its agent may serve others
+        now = trio.current_time()
+        limit, stall = self._settings.flow_pause_bytes, self._settings.stall_timeout
+        for sub in self.subs:
+            outlet = sub.outlet
+            if outlet is not None and sub.lag_bytes > limit and outlet.progressing(now, stall):
+                return sub
+        return None
+
+    async def flow(self) -> None:
+        """Return when no progressing subscriber is too far behind. Called by the agent's reader."""
+        self._pausing = True
+        try:
+            while self._blocker() is not None:
+                with trio.move_on_after(self._settings.stall_timeout):
+                    await self._drained.wait()
+        finally:
+            self._pausing = False
+
+    def drained(self) -> None:
+        """A writer has taken records from the ring."""
+        if self._pausing:
+            self._drained.set()
+
+    # ---- clients --------------------------------------------------------------------------------
+
+    def attach(
+        self, client: Client, *, history: bool, last_event_id: int | None = None
+    ) -> Subscription:
+        """Let a client follow the session; the caller adds the subscription to an outlet.
+
+        ``history``: from the beginning (transcript, then the ring). Else from the ring's end, or
+        from behind ``last_event_id``. Raises ``subscriber_limit_exceeded``.
+        """
+        if self.over is not None:
+            raise self.over
+        if len(self.subs) >= self._settings.max_subscribers:
+            raise GatewayError(
+                ErrorKind.SUBSCRIBER_LIMIT,
+                f"The session has {len(self.subs)} subscribers, the most it may have",
+                remedy="detach another client",
+                limit=self._settings.max_subscribers,
+            )
+        ring = self.ring
+        lines: list[bytes] = []
+        if last_event_id is not None and ring.first_id - 1 <= last_event_id <= ring.last_id:
+            cursor = last_event_id
+        elif history:
+            cursor = ring.first_id - 1
+            lines = self._history() if cursor > 0 else []
+        else:
+            cursor = ring.last_id
+        sub = Subscription(self.id, ring, cursor, origin=client.id, history=lines)
+        self.subs.add(sub)
+        self.clients[client.id] = client
+        self.touch()
+        return sub
+
+    def rebase(self, sub: Subscription) -> None:
+        """Fix history and cursor again for a subscription of which nothing has been sent yet."""
+        cursor = self.ring.first_id - 1
+        sub.history.clear()
+        if cursor > 0:
+            sub.history.extend(self._history())
+        sub.cursor = sub.announced = cursor
+        sub.own_from = self.ring.last_id
+
+    def _history(self) -> list[bytes]:
+        lines = self.transcript.lines()
+        if self.transcript.truncated:
+            notice = {"kind": "history_truncated", "data": {"sessionId": self.id}}
+            lines.insert(0, notification_bytes("_qwen/notify", notice))
+        return lines
+
+    def detach(self, client: Client, sub: Subscription) -> None:
+        """The client leaves. Neither a turn nor an open question of the session notices."""
+        self.subs.discard(sub)
+        if self.clients.get(client.id) is client:
+            del self.clients[client.id]
+        self.touch()
+        self.drained()
+
+    def touch(self) -> None:
+        self.last_used = trio.current_time()
+        self.updated_at = time.time()

@@ -1,0 +1,36 @@
+"""Helpers on the path, short stop ladders, and a last-resort deadline for every test."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from acp_gateway.runtime import agent_host, agent_process
+
+TEST_DEADLINE = 120
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    """A test that hangs fails, also under a clock that stands still."""
+
+    def expired(*_: object) -> None:
+        raise TimeoutError(f"the test took more than {TEST_DEADLINE} s")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(TEST_DEADLINE)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(autouse=True)
+def _short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_process, "EOF_GRACE", 0.5)
+    monkeypatch.setattr(agent_process, "TERM_GRACE", 0.5)
