@@ -7,8 +7,8 @@ Pure: messages in, messages out. Rules:
 2. The bridge knows its place in each session by the gateway's cursor notifications, one behind
    each batch of events, and loads the session again from there. Events are held until their cursor
    has come: those of a batch that was cut short are dropped, for they come again. So there is no
-   history twice, and no gap but what left the gateway's ring meanwhile. (A load of the editor's own
-   that was cut short has no place yet: it starts over.)
+   history twice, and no gap but what left the gateway's ring meanwhile or went with the gateway. (A
+   load of the editor's own that was cut short has no place yet: it starts over.)
 3. A request of the editor that was under way is sent again, in order with what waited. Prompts and
    new sessions carry a key, by which the gateway finds what it has begun already. When the gateway
    itself was started anew it cannot know the key, and a prompt that had been sent is answered with
@@ -322,7 +322,6 @@ class Bridge:
         self._own.clear()
         for followed in self._sessions.values():
             followed.held.clear()
-            followed.replaying = None
         for id, asked in tuple(self._asked.items()):
             asked.gateway_id = None
             if asked.request_id is None:

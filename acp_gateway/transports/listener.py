@@ -137,7 +137,6 @@ class Listener:
         config.h2_max_concurrent_streams = 256
         config.websocket_max_message_size = settings.max_message_bytes
         config.max_app_queue_size = 16
-        config.websocket_ping_interval = 30
         self._config = config
         self._app = ASGIWrapper(asgi)
         self._context = WorkerContext(None)

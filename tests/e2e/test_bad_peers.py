@@ -156,10 +156,6 @@ async def test_a_frame_over_the_limit(tmp_path: Path) -> None:
         await works(site, tmp_path)
 
 
-@pytest.mark.xfail(
-    reason="hypercorn waits for the rest of a body that nobody reads; 413 needs connection: close",
-    strict=True,
-)
 async def test_after_a_413_a_client_goes_on(tmp_path: Path) -> None:
     with gateway(tmp_path) as site, trio.fail_after(DEADLINE):
         async with http_client(site.http_url) as http:

@@ -171,12 +171,7 @@ async def test_term_in_mid_turn(tmp_path: Path, agent: str) -> None:
             assert not any(map(running, family))
 
 
-_LAST_RESORT = pytest.mark.xfail(
-    reason="Daemon._stop waits LAST_RESORT beyond the grace", strict=True
-)
-
-
-@pytest.mark.parametrize("mode", ["hang-prompt", pytest.param("ignores-term", marks=_LAST_RESORT)])
+@pytest.mark.parametrize("mode", ["hang-prompt", "ignores-term"])
 async def test_term_with_agents_that_resist_keeps_the_grace(tmp_path: Path, mode: str) -> None:
     with (
         gateway(tmp_path, "--agent", scripted_command(mode), shutdown_grace=4) as site,
@@ -195,9 +190,6 @@ async def test_term_with_agents_that_resist_keeps_the_grace(tmp_path: Path, mode
             assert not any(map(running, family))
 
 
-@pytest.mark.xfail(
-    reason="the shielded last resort of Daemon._stop runs after a second signal too", strict=False
-)
 async def test_a_second_term_does_not_wait(tmp_path: Path) -> None:
     with (
         gateway(tmp_path, "--agent", scripted_command("ignores-term"), shutdown_grace=60) as site,

@@ -34,3 +34,5 @@ def _deadline() -> Iterator[None]:
 def _short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_process, "EOF_GRACE", 0.5)
     monkeypatch.setattr(agent_process, "TERM_GRACE", 0.5)
+    # A killed process takes real time to go, whatever a mock clock has jumped over.
+    monkeypatch.setattr(agent_process, "KILL_GRACE", 10_000.0)

@@ -76,6 +76,8 @@ async def test_the_reaper(tmp_path: Path, mock_clock: trio.testing.MockClock) ->
         sub = client.attach(followed)
 
         async def pass_time(seconds: float) -> None:
+            # Not over the deadlines of an agent that is being stopped.
+            await until(lambda: all(host.alive for host in r.pool.hosts))
             mock_clock.jump(seconds)
             await trio.testing.wait_all_tasks_blocked()
 
