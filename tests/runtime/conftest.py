@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from acp_gateway.runtime import agent_host, agent_process
+from acp_gateway.runtime import agent_process
 
 TEST_DEADLINE = 120
 

@@ -24,8 +24,8 @@ from support.runtime_rig import (
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
 from acp_gateway.runtime import agent_host, agent_process
 from acp_gateway.runtime.agent_host import AgentHost
-from acp_gateway.runtime.agent_rpc import Call
 from acp_gateway.runtime.agent_profile import Quirks
+from acp_gateway.runtime.agent_rpc import Call
 
 DEADLINE = 20.0
 

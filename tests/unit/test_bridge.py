@@ -1,4 +1,4 @@
-"""`connect`'s memory against a scripted gateway that is lost, found and started anew at any moment."""
+"""`connect`'s memory, against a scripted gateway that is lost, found and started anew."""
 
 from __future__ import annotations
 
@@ -569,7 +569,7 @@ def test_the_editors_initialize_is_marked_and_nothing_passes_before_its_answer()
     (greeting,) = bridge.connected().to_gateway
     assert greeting["params"]["_meta"] == {"x": 1, "acp_gateway": {"cursor": True}}
     out = bridge.from_gateway(result(1, {}))
-    assert [m["id"] for m in out.to_editor] == [1]  # type: ignore[call-overload, index]
+    assert [m["id"] for m in out.to_editor] == [1]
     assert methods(out.to_gateway) == ["session/list", "_n"]
 
 
@@ -591,7 +591,7 @@ def test_a_refused_initialize_refuses_what_waited_and_may_be_tried_again() -> No
     error = {"jsonrpc": "2.0", "id": 1, "error": {"code": -32602, "message": "no"}}
     first, second = bridge.from_gateway(error).to_editor
     assert first == error
-    assert second["id"] == 2 and second["error"]["data"]["errorKind"] == "not_initialized"  # type: ignore[call-overload, index]
+    assert second["id"] == 2 and second["error"]["data"]["errorKind"] == "not_initialized"
     assert methods(bridge.from_editor(request(3, "initialize")).to_gateway) == ["initialize"]
 
 
@@ -607,7 +607,7 @@ def test_what_the_editor_may_not_send_is_answered_by_the_bridge(message: Json, k
     link = Link().connect()
     out = link.bridge.from_editor(message)
     (answer,) = out.to_editor
-    assert answer["error"]["data"]["errorKind"] == kind and not out.to_gateway  # type: ignore[call-overload, index]
+    assert answer["error"]["data"]["errorKind"] == kind and not out.to_gateway
     assert methods(link.reconnect().to_gateway) == []
     # And it was not taken for the real thing.
     assert link.bridge.from_editor(request(5, "_x")).to_gateway == [request(5, "_x")]
@@ -615,7 +615,7 @@ def test_what_the_editor_may_not_send_is_answered_by_the_bridge(message: Json, k
 
 def test_a_request_before_initialize_is_answered() -> None:
     (answer,) = Bridge(lambda: "k").from_editor(request(1, "session/new")).to_editor
-    assert answer["error"]["data"]["errorKind"] == "not_initialized"  # type: ignore[call-overload, index]
+    assert answer["error"]["data"]["errorKind"] == "not_initialized"
 
 
 def test_what_waited_goes_out_in_the_order_in_which_it_was_sent() -> None:
@@ -717,7 +717,7 @@ def test_a_gateway_that_tells_no_cursors_still_streams() -> None:
     (greeting,) = bridge.connected().to_gateway
     (load,) = bridge.from_gateway(result(greeting["id"], {})).to_gateway
     out = bridge.from_gateway(result(load["id"], {}))
-    assert out.to_editor[0]["id"] == 3 and out.to_gateway == []  # type: ignore[call-overload, index]
+    assert out.to_editor[0]["id"] == 3 and out.to_gateway == []
 
 
 def test_a_session_that_does_not_come_back_fails_what_was_asked_of_it() -> None:
@@ -741,7 +741,7 @@ def question(id: int, name: str | None = "q") -> Json:
 def test_an_answer_that_may_be_lost_is_given_again_until_it_counts() -> None:
     link = Link().connect()
     (shown,) = link.bridge.from_gateway(question(1)).to_editor
-    answer = result(shown["id"], {"outcome": 1})  # type: ignore[call-overload, index]
+    answer = result(shown["id"], {"outcome": 1})
     assert link.bridge.from_editor(answer).to_gateway == [result(1, {"outcome": 1})]
     assert link.reconnect(openPermissions=["q"]).to_editor == []
     assert link.bridge.from_gateway(question(7)) == Output(to_gateway=[result(7, {"outcome": 1})])
@@ -750,7 +750,7 @@ def test_an_answer_that_may_be_lost_is_given_again_until_it_counts() -> None:
         notification("_qwen/notify", kind="permission_resolved", data=resolved)
     )
     # The name is free again: another question is another question.
-    assert question(8)["params"] == link.bridge.from_gateway(question(8)).to_editor[-1]["params"]  # type: ignore[call-overload, index]
+    assert question(8)["params"] == link.bridge.from_gateway(question(8)).to_editor[-1]["params"]
 
 
 def test_an_answer_reaches_a_gateway_whose_other_sessions_are_not_back_yet() -> None:
@@ -763,7 +763,7 @@ def test_an_answer_reaches_a_gateway_whose_other_sessions_are_not_back_yet() -> 
     link.bridge.from_gateway(result(first["id"], {"_meta": {"acp_gateway": {"epoch": "e"}}}))
     for name in (None, "q"):
         (shown,) = link.bridge.from_gateway(question(1, name)).to_editor
-        out = link.bridge.from_editor(result(shown["id"], "yes"))  # type: ignore[call-overload, index]
+        out = link.bridge.from_editor(result(shown["id"], "yes"))
         assert out.to_gateway == [result(1, "yes")]
 
 
@@ -771,9 +771,9 @@ def test_a_question_that_is_over_disappears_from_the_editor_once() -> None:
     link = Link().connect()
     (shown,) = link.bridge.from_gateway(question(1)).to_editor
     out = link.reconnect(openPermissions=[])
-    withdrawn = notification("$/cancel_request", requestId=shown["id"])  # type: ignore[call-overload, index]
+    withdrawn = notification("$/cancel_request", requestId=shown["id"])
     assert out.to_editor == [withdrawn]
-    assert link.bridge.from_editor(result(shown["id"], "late")) == Output()  # type: ignore[call-overload, index]
+    assert link.bridge.from_editor(result(shown["id"], "late")) == Output()
     assert link.bridge.from_gateway(notification("$/cancel_request", requestId=1)) == Output()
 
 
@@ -785,4 +785,4 @@ def test_giving_up_answers_everything_once() -> None:
     link.bridge.from_editor(notification("_n"))
     assert link.bridge.waiting == 3
     out = link.bridge.give_up(GatewayError(ErrorKind.INTERNAL, "gone"))
-    assert [m["id"] for m in out.to_editor] == [3, 4] and link.bridge.waiting == 0  # type: ignore[call-overload, index]
+    assert [m["id"] for m in out.to_editor] == [3, 4] and link.bridge.waiting == 0

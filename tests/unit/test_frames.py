@@ -52,11 +52,9 @@ def test_a_close_frame_has_its_code_and_a_whole_reason(reason: str) -> None:
     (event,) = client.events()
     assert isinstance(event, CloseConnection) and not isinstance(event, Message)
     assert event.code == 1013
-    assert (
-        reason.startswith(event.reason or "")
-        and len((event.reason or "").encode()) > 118
-        or (event.reason or "") == reason
-    )
+    assert (reason.startswith(event.reason or "") and len((event.reason or "").encode()) > 118) or (
+        event.reason or ""
+    ) == reason
 
 
 def parse_sse(data: bytes) -> list[tuple[str | None, str]]:

@@ -32,9 +32,9 @@ ERROR = {"code": -32603, "message": "no"}
 @pytest.mark.parametrize("id", [1, 0, -7, 2**80, 1.5, "1", "", None])
 def test_ids_keep_type_and_value(id: Any) -> None:
     message = classify({"jsonrpc": "2.0", "id": id, "method": "m"})
-    assert message == Request(id, "m", None) and type(message.id) is type(id)  # type: ignore[union-attr]
+    assert message == Request(id, "m", None) and type(message.id) is type(id)
     answer = classify(loads(result_bytes(id, {"a": 1})))
-    assert answer == Response(id, {"a": 1}, None) and type(answer.id) is type(id)  # type: ignore[union-attr]
+    assert answer == Response(id, {"a": 1}, None) and type(answer.id) is type(id)
     assert classify(loads(error_bytes(id, ERROR))) == Response(id, None, ERROR)
 
 

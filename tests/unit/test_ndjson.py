@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from types import FrameType
 from typing import Any
@@ -23,7 +24,7 @@ def cut(draw: st.DrawFn) -> tuple[list[bytes], bytes, list[bytes]]:
     data = b"".join(line + b"\n" for line in lines) + rest
     places = draw(st.lists(st.integers(0, len(data)), max_size=12).map(sorted))
     ends = [0, *places, len(data)]
-    return lines, rest, [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return lines, rest, [data[a:b] for a, b in itertools.pairwise(ends)]
 
 
 @given(cut())

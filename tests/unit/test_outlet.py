@@ -1,4 +1,4 @@
-"""One stream to a client: history, events, answers and free messages in the order that is promised."""
+"""One stream to a client: history, events, answers, free messages, in the order promised."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Answer:
         self.followed = followed
         self.watermark: int | None = None
         self.state = "open"
-        self.slot = Slot(followed.sub) if followed else Slot(None)  # type: ignore[arg-type]
+        self.slot = Slot(followed.sub) if followed else Slot(None)
 
 
 class OutletMachine(RuleBasedStateMachine):
@@ -66,7 +66,7 @@ class OutletMachine(RuleBasedStateMachine):
 
     @initialize(batch=st.integers(1, 120))
     def start(self, batch: int) -> None:
-        module.BATCH_BYTES = batch  # type: ignore[misc]  # so that batches end everywhere
+        module.BATCH_BYTES = batch  # so that batches end everywhere
         self.batch = batch
         self.outlet = new_outlet(
             cursor_line=lambda sub: b"C:%b:%d" % (sub.session_id.encode(), sub.cursor),
@@ -86,7 +86,7 @@ class OutletMachine(RuleBasedStateMachine):
             if hasattr(self, "outlet"):
                 self._finish()
         finally:
-            module.BATCH_BYTES = BATCH_BYTES  # type: ignore[misc]
+            module.BATCH_BYTES = BATCH_BYTES
 
     def _finish(self) -> None:
         """Nothing is lost: when all answers are known, everything comes out."""

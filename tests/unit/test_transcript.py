@@ -1,4 +1,4 @@
-"""A session's folded history: the same words, the last states, the order, and never over the cap."""
+"""A folded history: the same words, the last states, the order, and never over the cap."""
 
 from __future__ import annotations
 
