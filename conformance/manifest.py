@@ -174,6 +174,17 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     *_rows(
         ACP_SCHEMA,
         "both",
+        (
+            "SCHEMA-001",
+            "must",
+            "answers to initialize, new, list, load, set_mode and close are valid",
+        ),
+        ("SCHEMA-002", "must", "every update and permission request of a turn is valid"),
+        ("SCHEMA-003", "must", "error objects are valid"),
+    ),
+    *_rows(
+        ACP_SCHEMA,
+        "both",
         ("ERR-010", "must", "session/new without cwd is -32602 and names cwd"),
         ("ERR-011", "must", "a cwd that is no string is -32602 and names cwd"),
         ("ERR-012", "must", "a relative cwd is -32602"),
