@@ -11,12 +11,12 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_address
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 import attrs
 
+from acp_gateway.config import is_loopback as is_loopback
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 
 BEARER_SUBPROTOCOL: Final = "qwen-bearer."
@@ -54,13 +54,6 @@ class Policy:
 
 def token_digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def decide(head: Head, policy: Policy) -> GatewayError | None:

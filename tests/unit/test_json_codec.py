@@ -1,4 +1,4 @@
-"""JSON of peers that may be wrong: what passes comes back the same, all else is a JsonError."""
+"""JSON of peers that may be wrong: it comes back the same, or it is a `JsonError`."""
 
 from __future__ import annotations
 

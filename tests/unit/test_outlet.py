@@ -1,4 +1,4 @@
-"""One stream to a client: history, events, answers, free messages, in the order promised."""
+"""One stream to a client: history, events, answers and messages in the promised order."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class OutletMachine(RuleBasedStateMachine):
         self.number += 1
         answer = Answer(b"A:%d" % self.number, self.following.get(session_id))
         followed = answer.followed
-        if first and followed is not None and not followed.slots and not followed.sub.read:
+        if first and followed is not None and not followed.sub.slots and not followed.sub.read:
             self._fix(answer, 0)  # the answer to session/new comes before all events
         self.all_answers.append(answer)
         return answer

@@ -1,4 +1,4 @@
-"""A folded history: the same words, the last states, the order, and never over the cap."""
+"""A session's folded history: same words, last states, same order, never over the cap."""
 
 from __future__ import annotations
 
