@@ -157,7 +157,7 @@ class AcpAgent:
             context.connection.profile,
             key if isinstance(key, str) else None,
         )
-        context.connection.follow(context, session, history=True)
+        context.connection.follow(session, history=True, context=context)
         return self._opened(session)
 
     def _opened(self, session: Session, *, resumed: bool = False) -> dict[str, Any]:
@@ -189,7 +189,10 @@ class AcpAgent:
             and ring.first_id - 1 <= last <= ring.last_id
         )
         sub = context.connection.follow(
-            context, session, history=not resumed, last_event_id=last if resumed else None
+            session,
+            history=not resumed,
+            last_event_id=last if resumed else None,
+            context=context,
         )
         if isinstance(last, int) and not resumed:
             sub.history.appendleft(_resync(session, last, own.get("epoch")))
@@ -198,7 +201,7 @@ class AcpAgent:
     async def resume(self, context: Context, params: dict[str, Any]) -> Any:
         read(ResumeSessionParams, params)
         session = await self._manager.open("resume", for_agent(params), context.connection.profile)
-        context.connection.follow(context, session, history=False)
+        context.connection.follow(session, history=False, context=context)
         return self._opened(session)
 
     async def list(self, context: Context, params: dict[str, Any]) -> Any:
@@ -208,7 +211,7 @@ class AcpAgent:
 
     async def fork(self, context: Context, params: dict[str, Any]) -> Any:
         session = await self._manager.fork(for_agent(params), context.connection.profile)
-        context.connection.follow(context, session, history=False)
+        context.connection.follow(session, history=False, context=context)
         return self._opened(session)
 
     async def close(self, context: Context, params: dict[str, Any]) -> Any:
@@ -234,8 +237,7 @@ class AcpAgent:
         """The live session; a connection that did not attach to it follows it from now on."""
         session = self._manager.get(session_id)
         if session_id not in context.connection.subs:
-            context.connection.follow(context, session, history=False)
-            context.slot = None
+            context.connection.follow(session, history=False)
         return session
 
     def admit(self, context: Context, params: dict[str, Any]) -> None:

@@ -221,15 +221,25 @@ class Connection:
     # ---- sessions -------------------------------------------------------------------------------
 
     def follow(
-        self, context: Context, session: Session, *, history: bool, last_event_id: int | None = None
+        self,
+        session: Session,
+        *,
+        history: bool,
+        last_event_id: int | None = None,
+        context: Context | None = None,
     ) -> Subscription:
         """Attach to a session; the answer of ``context`` comes between history and live events."""
+        for id, asked in tuple(self._asked.items()):
+            if asked.session is session:
+                # Its open questions are asked anew: the client shall not show them twice.
+                self._withdraw(session, id, asked)
         self.leave(session.id)
         sub = session.attach(self, history=history, last_event_id=last_event_id)
-        context.session = session
         self.subs[session.id] = sub
         self._sessions[session.id] = session
-        if self.answers_follow_load():
+        if context is not None:
+            context.session = session
+        if context is not None and self.answers_follow_load():
             slot = context.slot = Slot(sub)
             # A new session's events come behind the answer that names it.
             slot.fix(0 if context.request.method == "session/new" else session.ring.last_id)
@@ -249,6 +259,7 @@ class Connection:
         for id, asked in tuple(self._asked.items()):
             if asked.session is session:
                 del self._asked[id]
+                asked.done.set()
 
     def release(self) -> None:
         """The connection has ended."""

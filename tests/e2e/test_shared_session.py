@@ -238,3 +238,38 @@ async def test_cancel_of_one_is_seen_by_both(site: GatewayProcess, cwd: Path) ->
                 await end_of_turns(client, session_id, 1)
                 (end,) = client.notices(session_id, "turn_complete")
                 assert end["stopReason"] == "cancelled"
+
+
+async def test_a_prompt_attaches_to_a_live_session(site: GatewayProcess, cwd: Path) -> None:
+    """A client that comes back may go on without load; it gets what is new."""
+    with trio.fail_after(DEADLINE):
+        async with AsyncExitStack() as stack:
+            first = await connect(stack, site, "ws")
+            session_id = await first.new(cwd)
+            await first.say(session_id, "/chunks 3 20")
+            second = await connect(stack, site, "ws")
+            await second.say(session_id, "/chunks 2 30")
+            await second.until(lambda: second.text(session_id).count("0000") >= 2)
+            assert second.text(session_id).startswith("000000 ")
+            assert len(second.text(session_id)) == 60, "it got the past as well"
+            await end_of_turns(first, session_id, 2)
+            assert len(first.text(session_id)) == 3 * 20 + 2 * 30
+
+
+async def test_a_second_load_asks_an_open_question_once(site: GatewayProcess, cwd: Path) -> None:
+    with trio.fail_after(DEADLINE):
+        async with AsyncExitStack() as stack:
+            ws = await connect(stack, site, "ws")
+            session_id = await ws.new(cwd)
+            await ws.begin(session_id, "/write note.txt hello")
+            await ws.until(ws.questions)
+            await ws.load(cwd, session_id)
+            await ws.until(lambda: len(ws.questions()) == 2)
+            old, new = (each["id"] for each in ws.questions())
+            taken_back = [
+                m["params"]["requestId"]
+                for m in ws.messages
+                if m.get("method") == "$/cancel_request"
+            ]
+            assert taken_back == [old]
+            assert new not in taken_back

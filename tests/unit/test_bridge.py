@@ -89,6 +89,10 @@ class Connection:
         meta = {"_meta": {"qwen": {"requestId": name}}} if name else {}
         self.out.append(request(id, method, sessionId=session.id, token=token, **meta))
 
+    def ask_again(self, session: Session) -> None:
+        for name, token in session.questions.items():
+            self.ask(session, "session/request_permission", name, token)
+
     def opened(self, session: Session) -> Json:
         place = {
             "epoch": session.epoch,
@@ -135,6 +139,7 @@ class Connection:
         # The answer first, then all events: it names the session that they belong to.
         self.out.append(result(message["id"], self.opened(session)))
         self.events(session, session.first - 1, session.last)
+        self.ask_again(session)
 
     def on_session_load(self, message: Json) -> None:
         gateway, params = self.gateway, message["params"]
@@ -157,8 +162,7 @@ class Connection:
             self.cursor(session, session.first - 1)
             self.events(session, session.first - 1, session.last)
         self.out.append(result(message["id"], self.opened(session)))
-        for name, token in session.questions.items():
-            self.ask(session, "session/request_permission", name, token)
+        self.ask_again(session)
 
     def on_session_prompt(self, message: Json) -> None:
         params = message["params"]
