@@ -32,6 +32,8 @@ log = structlog.get_logger("acp_gateway.http")
 KEEPALIVE: Final = 15.0
 ABSENT_AFTER: Final = 20.0
 """A connection without an open stream that sent nothing for this long attends to nothing."""
+FLUSH: Final = 1.0
+"""Time that the streams of an ending connection get for what is waiting."""
 UNATTACHED_STREAM: Final = 30.0
 """How long a session stream may wait, silent, for its session to be attached."""
 
@@ -84,6 +86,8 @@ class HttpPeer(AcpConnection):
         super().__init__(hub.agent, profile)
         self.streams: dict[str | None, _Stream] = {None: _Stream()}
         self.ended = trio.Event()
+        self.stream_ended = trio.Event()
+        """Set and renewed whenever a stream has ended."""
         self.nursery: trio.Nursery | None = None
         self.last_used = trio.current_time()
 
@@ -113,6 +117,14 @@ class HttpPeer(AcpConnection):
     @property
     def streaming(self) -> bool:
         return any(stream.reader is not None for stream in self.streams.values())
+
+    async def flush(self) -> None:
+        """Let the open streams carry what is waiting, and end them; bounded."""
+        for stream in self.streams.values():
+            stream.wakeup.set()
+        with trio.move_on_after(FLUSH):
+            while self.streaming:
+                await self.stream_ended.wait()
 
     @property
     def present(self) -> bool:
@@ -152,6 +164,7 @@ class AcpHttp:
                 nursery.start_soon(self._expire, peer)
                 task_status.started()
                 await peer.ended.wait()
+                await peer.flush()
                 nursery.cancel_scope.cancel()
         finally:
             peer.nursery = None
@@ -320,13 +333,19 @@ class AcpHttp:
             write,
             lambda: self._drained(peer, session_id),
             stall=self._hub.settings.stall_timeout,
+            finished=peer.ended.is_set,
         )
+
+        async def pumping() -> None:
+            await pump.run()
+            scope.cancel()
+
         try:
             with scope:
                 await send(self._head(peer, session_id))
                 async with trio.open_nursery() as nursery:
                     await write(SSE_KEEPALIVE)
-                    nursery.start_soon(pump.run)
+                    nursery.start_soon(pumping)
                     nursery.start_soon(self._keep_alive, write)
                     if session_id is not None:
                         nursery.start_soon(self._await_attach, peer, session_id, scope)
@@ -338,6 +357,8 @@ class AcpHttp:
             if stream.reader is scope:
                 stream.reader = None
                 stream.outlet.pumped = False
+            peer.stream_ended.set()
+            peer.stream_ended = trio.Event()
             peer.last_used = trio.current_time()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
