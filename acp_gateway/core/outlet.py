@@ -95,6 +95,7 @@ class Outlet:
         max_bytes: int,
         cursor_line: Callable[[Subscription], bytes] | None = None,
         resync_line: Callable[[Subscription], bytes] | None = None,
+        remember_bytes: int = 0,
     ) -> None:
         self._framing = framing
         self._frame = frame
@@ -107,8 +108,14 @@ class Outlet:
         """Bytes that wait outside the rings."""
         self.waiting_messages = 0
         self._free: deque[bytes] = deque()
+        self._remember_bytes = remember_bytes
+        self._sent: deque[tuple[Subscription, int, bytes]] = deque()
+        """Answers and questions that went out last, for `rewind`."""
+        self._sent_bytes = 0
         self.pumped = False
         """A pump is writing this outlet to a peer."""
+        self.pump: object = None
+        """The pump that does; the newest one when an older has not let go yet."""
         self._blocked_since: float | None = None
 
     def tell_cursors(self, line: Callable[[Subscription], bytes]) -> None:
@@ -173,6 +180,29 @@ class Outlet:
         self.abandon(slot)
         return True
 
+    def rewind(self, sub: Subscription, cursor: int) -> None:
+        """The peer got nothing behind ``cursor``: send it again, with what stood among it."""
+        again = [(mark, data) for each, mark, data in self._sent if each is sub and mark >= cursor]
+        for mark, data in reversed(again):
+            slot = Slot(sub)
+            slot.watermark, slot.data, slot.done = mark, data, True
+            sub.slots.appendleft(slot)
+            self._count(data)
+        # They are noted anew when they go out.
+        self._sent = deque(each for each in self._sent if each[0] is not sub or each[1] < cursor)
+        self._sent_bytes = sum(len(each[2]) for each in self._sent)
+        sub.history.clear()
+        sub.cursor = sub.announced = cursor
+        self.wake()
+
+    def _note_sent(self, sub: Subscription, slot: Slot, data: bytes) -> None:
+        if not self._remember_bytes or slot.watermark is None:
+            return
+        self._sent.append((sub, slot.watermark, data))
+        self._sent_bytes += len(data)
+        while self._sent_bytes > self._remember_bytes:
+            self._sent_bytes -= len(self._sent.popleft()[2])
+
     @property
     def over(self) -> bool:
         """More waits outside the rings than may."""
@@ -193,13 +223,12 @@ class Outlet:
         for sub in tuple(self.subs.values()):
             if size >= BATCH_BYTES:
                 break
-            if sub.ended and sub.caught_up and not sub.slots:
-                self.remove(sub.session_id)
-                continue
             for part in self._follow(sub, BATCH_BYTES - size):
                 parts.append(part)
                 size += len(part)
-            if size >= BATCH_BYTES:
+            if sub.ended and sub.caught_up and not sub.slots:
+                self.remove(sub.session_id)
+            elif size >= BATCH_BYTES:
                 # Round robin: whoever filled this batch comes last in the next one.
                 self.subs[sub.session_id] = self.subs.pop(sub.session_id)
         return parts
@@ -254,6 +283,7 @@ class Outlet:
                 yield from self._cursor(sub)
                 self.waiting_bytes -= len(slot.data)
                 self.waiting_messages -= 1
+                self._note_sent(sub, slot, slot.data)
                 framed = self._frame(slot.data)
                 size += len(framed)
                 yield framed

@@ -103,6 +103,18 @@ class GatewayError(Exception):
         return self.kind.http_status, body
 
 
+def unsupported(exc: AgentError, agent: str, method: str) -> GatewayError:
+    """``exc``, restated when all it says is that the agent has no such method."""
+    if exc.error.get("code") != METHOD_NOT_FOUND:
+        return exc
+    return GatewayError(
+        ErrorKind.UNSUPPORTED_BY_AGENT,
+        f'The agent {agent} does not know "{method}"',
+        method=method,
+        agent=agent,
+    )
+
+
 class AgentError(GatewayError):
     """The agent answered a request with an error of its own; it is passed on unchanged."""
 

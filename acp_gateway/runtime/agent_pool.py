@@ -368,9 +368,10 @@ class AgentPool:
             spares.notify()
 
     def any_host(self, profile: AgentProfile) -> AgentHost | None:
-        """The most recently used living host of a profile, for questions about the workspace."""
+        """A living host of a profile for questions beside the sessions: unlent ones come first,
+        then the most recently used."""
         living = [host for host in self.hosts if host.profile is profile and host.alive]
-        return max(living, key=lambda host: host.last_used, default=None)
+        return max(living, key=lambda host: (host.leases == 0, host.last_used), default=None)
 
     @asynccontextmanager
     async def borrow(self, profile: AgentProfile) -> AsyncIterator[AgentHost]:

@@ -128,6 +128,8 @@ class AgentRpc:
         with trio.move_on_after(timeout):
             return await call.wait()
         self._calls.pop(call.id, None)
+        if call.method != "initialize":
+            self.notify("$/cancel_request", {"requestId": call.id})
         raise GatewayError(
             ErrorKind.AGENT_UNRESPONSIVE,
             f"The agent {self.name} did not answer {call.method} within {timeout:g} s",

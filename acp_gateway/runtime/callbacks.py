@@ -7,6 +7,7 @@ exception is a request that the agent itself took back.
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -23,6 +24,7 @@ from acp_gateway.protocol.errors import (
 )
 from acp_gateway.protocol.types import ReadTextFileParams, WriteTextFileParams
 from acp_gateway.runtime.agent_rpc import AgentRpc
+from acp_gateway.runtime.session_feed import ClientGone
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.wire.json_codec import dumps, loads
 
@@ -33,6 +35,7 @@ log = structlog.get_logger("acp_gateway.callbacks")
 
 MAX_QUESTIONS: Final = 64
 FORWARD_TIMEOUT: Final = 30.0
+BIG_CONTENT: Final = 8 * 1024 * 1024
 _DRAIN_ANSWER: Final[dict[str, Any]] = {"messages": [], "items": [], "hasQueuedPrompt": False}
 """One refusal of ``craft/drainMidTurnQueue`` would switch the feature off in qwen for good."""
 
@@ -144,19 +147,30 @@ class AgentCallbacks:
     async def _file(self, host: AgentRpc, id: bytes, method: str, params: Any) -> None:
         session = self._session
         reading = method == "fs/read_text_file"
+        limit = self._settings.max_agent_line_bytes
         running = session.queue.running
         origin = session.clients.get(running.origin or "") if running is not None else None
+        result: Any = None
         try:
             if origin is not None and (origin.reads_files if reading else origin.writes_files):
-                with trio.fail_after(FORWARD_TIMEOUT):
-                    result = await origin.forward(
-                        session, method, {**params, "sessionId": session.id}
-                    )
+                # A client that leaves meanwhile is replaced by the gateway itself.
+                with trio.fail_after(FORWARD_TIMEOUT), suppress(ClientGone):
+                    asked = {**params, "sessionId": session.id}
+                    # Null is a success of a write (ACP v1, lenient decoding).
+                    result = await origin.forward(session, method, asked) or {}
+            if result is not None:
+                pass
             elif reading:
                 wanted = read(ReadTextFileParams, params)
                 content = await self._workspace.read_text(
                     wanted.path, session.opening.roots, wanted.line, wanted.limit
                 )
+                if len(content) > BIG_CONTENT and len(dumps(content)) > limit:
+                    raise GatewayError(
+                        ErrorKind.FILE_TOO_LARGE,
+                        f"{wanted.path} is too large for one message",
+                        remedy="read it in parts, with line and limit",
+                    )
                 result = {"content": content}
             else:
                 given = read(WriteTextFileParams, params)

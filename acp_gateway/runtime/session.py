@@ -19,10 +19,9 @@ import trio
 
 from acp_gateway.config import Settings
 from acp_gateway.core.event_ring import Kind, Record
-from acp_gateway.core.outlet import Slot
 from acp_gateway.core.permissions import QuestionBoard, Settled
 from acp_gateway.core.turn_queue import Turn
-from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
+from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError, unsupported
 from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_pool import AgentPool
 from acp_gateway.runtime.agent_profile import AgentProfile
@@ -152,6 +151,7 @@ class Session(SessionFeed):
                 self._restore_error = exc
                 self._signal()
                 if isinstance(exc, AgentError) or exc.kind is ErrorKind.UNSUPPORTED_BY_AGENT:
+                    self.notice("session_closed", reason="not_restored", message=exc.message)
                     self.over = exc
             if self.over is not None:
                 raise self.over
@@ -348,18 +348,24 @@ class Session(SessionFeed):
                 ErrorKind.AGENT_UNRESPONSIVE, "The session could not be restored in time"
             )
 
-    async def request(self, method: str, params: dict[str, Any], slot: Slot | None = None) -> Any:
+    async def request(
+        self,
+        method: str,
+        params: dict[str, Any],
+        placed: Callable[[int], None] = lambda _: None,
+    ) -> Any:
         """A session-scoped request to the agent; its answer takes its place among the events."""
         host = await self.agent()
         self.touch()
 
         def replied(_: Call) -> None:
-            if slot is not None:
-                slot.fix(self.ring.last_id)
+            placed(self.ring.last_id)
 
         call = host.call(method, self._for_agent(params), replied)
         try:
             raw = await host.wait(call, self._settings.agent_request_timeout)
+        except AgentError as exc:
+            raise unsupported(exc, self.profile.name, method) from None
         except trio.Cancelled:
             host.notify("$/cancel_request", {"requestId": call.id})
             host.forget(call)
@@ -411,6 +417,10 @@ class Session(SessionFeed):
         if turn.cancel_requested:
             return
         turn.cancel_requested = True
+        if self._turn_scope is None:
+            # It waits for an agent and nothing of it runs anywhere.
+            self._settle(turn, CANCELLED_RESULT)
+            return
         if self._host is not None:
             self._host.notify("session/cancel", {"sessionId": self.agent_id})
         if self._turn_scope is not None:

@@ -38,6 +38,10 @@ _NOTED: Final = frozenset(
 )
 
 
+class ClientGone(Exception):
+    """The client left before it answered."""
+
+
 class Client(Protocol):
     """A connection as a session sees it. All calls are synchronous."""
 

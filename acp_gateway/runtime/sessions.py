@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -30,17 +29,22 @@ from acp_gateway.protocol.types import (
     LoadSessionParams,
     NewSessionParams,
 )
+from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_pool import AgentPool
 from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.ring_budget import RingBudget
 from acp_gateway.runtime.session import How, Opening, Session
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.runtime.writer_lock import WriterLocks
+from acp_gateway.wire.json_codec import dumps
 
 log = structlog.get_logger("acp_gateway.sessions")
 
 REAP_INTERVAL: Final = 5.0
 REMEMBERED_STARTS: Final = 128
+REMEMBERED_LISTS: Final = 16
+LIST_TIMEOUT: Final = 5.0
+"""A list is not worth waiting longer for an agent that is at work."""
 
 
 class SessionManager:
@@ -63,6 +67,7 @@ class SessionManager:
         self._starting = 0
         self._loading: dict[str, trio.Event] = {}
         self._started_by_key: dict[str, str] = {}
+        self._listed: dict[tuple[str, bytes], dict[str, Any]] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -284,17 +289,16 @@ class SessionManager:
         wanted = read(ListSessionsParams, params)
         stored: list[Any] = []
         next_cursor = None
+        cwd = None if wanted.cwd is None else await self.workspace.real(wanted.cwd)
         host = self.pool.any_host(profile)
         if host is not None and host.can("list"):
             asked = {key: value for key, value in params.items() if value is not None}
-            result = await host.request(
-                "session/list", asked, timeout=self.settings.agent_request_timeout
-            )
-            read_result(ListSessionsResult, result)
-            if isinstance(result, dict):
-                listed = result.get("sessions")
-                stored = listed if isinstance(listed, list) else []
-                next_cursor = result.get("nextCursor")
+            if cwd is not None:
+                asked["cwd"] = str(cwd)
+            result = await self._stored(host, asked)
+            listed = result.get("sessions")
+            stored = listed if isinstance(listed, list) else []
+            next_cursor = result.get("nextCursor")
         elif wanted.cursor is not None:
             raise GatewayError(ErrorKind.INVALID_PARAMS, "The cursor is not valid", field="cursor")
         live = {
@@ -308,7 +312,7 @@ class SessionManager:
             sessions += [
                 self._info(session, told.get(session.id))
                 for session in sorted(live.values(), key=lambda each: -each.updated_at)
-                if wanted.cwd is None or Path(wanted.cwd) == session.cwd
+                if cwd is None or cwd == session.cwd
             ]
         aliased = {session.agent_id for session in live.values()}
         sessions += [
@@ -322,6 +326,23 @@ class SessionManager:
             "sessions": sessions,
             **({"nextCursor": next_cursor} if next_cursor is not None else {}),
         }
+
+    async def _stored(self, host: AgentHost, asked: dict[str, Any]) -> dict[str, Any]:
+        """The agent's own list; its last answer to the same question when it is too busy."""
+        key = (host.profile.name, dumps(asked))
+        try:
+            result = await host.request("session/list", asked, timeout=LIST_TIMEOUT)
+        except AgentError:
+            raise
+        except GatewayError as exc:
+            log.info("session_list_from_memory", agent=host.profile.name, error=exc.message)
+            return self._listed.get(key, {})
+        read_result(ListSessionsResult, result)
+        answer: dict[str, Any] = result if isinstance(result, dict) else {}
+        self._listed[key] = answer
+        while len(self._listed) > REMEMBERED_LISTS:
+            del self._listed[next(iter(self._listed))]
+        return answer
 
     def _info(self, session: Session, told: dict[str, Any] | None) -> dict[str, Any]:
         info: dict[str, Any] = dict(told or {})
@@ -350,9 +371,7 @@ class SessionManager:
         session = self.sessions.get(session_id)
         agent_id = session_id
         if session is not None:
-            profile = session.profile
-            agent_id = session.agent_id
-            await session.close("deleted")
+            profile, agent_id = session.profile, session.agent_id
         async with self.pool.borrow(profile) as host:
             if not host.can("delete"):
                 raise GatewayError(
@@ -360,15 +379,22 @@ class SessionManager:
                     f"The agent {profile.name} cannot delete stored sessions",
                     agent=profile.name,
                 )
-            try:
+        if session is not None:
+            await session.close("deleted")
+        self._locks.acquire(profile.name, agent_id)
+        try:
+            # The host that answered above may have been the session's own.
+            async with self.pool.borrow(profile) as host:
                 await host.request(
                     "session/delete",
                     {**params, "sessionId": agent_id},
                     timeout=self.settings.agent_request_timeout,
                 )
-            except AgentError as exc:
-                if exc.error.get("code") != RESOURCE_NOT_FOUND:
-                    raise
+        except AgentError as exc:
+            if exc.error.get("code") != RESOURCE_NOT_FOUND:
+                raise
+        finally:
+            self._locks.release(profile.name, agent_id)
 
     async def fork(self, params: dict[str, Any], profile: AgentProfile) -> Session:
         """A copy of a session, made by its agent and then opened on a child of its own."""

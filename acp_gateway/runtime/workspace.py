@@ -1,8 +1,9 @@
 """The files that agents and sessions may touch: everything under the workspace roots.
 
-A path counts by where it really leads: links are resolved before the check, the last part is opened
-without following one, and what was opened is checked again by its descriptor. Writes replace the
-file atomically (temporary file in the same directory, fsync, rename) and keep its mode.
+A path counts by where it really leads: links are resolved before the check, and the last part is
+opened without following one. (A directory that is swapped for a link between check and use is not
+yet noticed.) Writes replace the file atomically (temporary file in the same directory, fsync,
+rename) and keep its mode.
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ class Workspace:
                 field=what,
             )
         return Path(real), Path(root)
+
+    async def real(self, path: str) -> Path:
+        """``path`` with its links resolved, wherever it leads."""
+        return Path(await trio.to_thread.run_sync(os.path.realpath, path, limiter=self._limiter))
 
     async def read_text(
         self, path: str, roots: tuple[Path, ...], line: int | None, limit: int | None

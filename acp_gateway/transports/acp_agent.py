@@ -9,7 +9,7 @@ import trio
 from acp_gateway.core.turn_queue import Turn
 from acp_gateway.protocol.capabilities import initialize_result
 from acp_gateway.protocol.converter import read
-from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
+from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError, unsupported
 from acp_gateway.protocol.methods import strip_private_meta
 from acp_gateway.protocol.types import (
     AuthenticateParams,
@@ -142,9 +142,11 @@ class AcpAgent:
     async def logout(self, context: Context, params: dict[str, Any]) -> Any:
         profile, pool = context.connection.profile, self._manager.pool
         async with pool.borrow(profile) as host:
-            await host.request(
-                "logout", for_agent(params), timeout=self._manager.settings.agent_request_timeout
-            )
+            timeout = self._manager.settings.agent_request_timeout
+            try:
+                await host.request("logout", for_agent(params), timeout=timeout)
+            except AgentError as exc:
+                raise unsupported(exc, profile.name, "logout") from None
         pool.retire_spares(profile)
         return {}
 
@@ -219,7 +221,11 @@ class AcpAgent:
         session = self._manager.get(shape.session_id)
         connection = context.connection
         context.place(session)
-        others = [client for client in session.clients.values() if client is not connection]
+        others = [
+            client
+            for client in session.clients.values()
+            if client is not connection and client.present
+        ]
         if others:
             connection.leave(session.id)
         else:
@@ -261,9 +267,8 @@ class AcpAgent:
             context.refusal = exc
             return
         context.turn = turn
-        slot = context.place(session)
-        if slot is not None:
-            turn.when_settled(lambda _: slot.fix(session.ring.last_id))
+        context.place(session)
+        turn.when_settled(lambda _: context.fix(session.ring.last_id))
 
     async def prompt(self, context: Context, params: dict[str, Any]) -> Any:
         if context.refusal is not None:
@@ -287,16 +292,22 @@ class AcpAgent:
 
     async def cancel(self, context: Context, params: dict[str, Any]) -> Any:
         """``session/cancel`` is a notification; sent as a request it is answered."""
-        shape = read(SessionIdParams, params)
-        self._manager.get(shape.session_id).cancel(context.connection.id)
+        read(SessionIdParams, params)
+        self._manager.get(params["sessionId"])
+        self.cancel_turns(context.connection, params)
         return {}
+
+    def cancel_turns(self, connection: Connection, params: dict[str, Any]) -> None:
+        """The running turn, whoever began it, and the waiting ones of this connection."""
+        session = self._manager.sessions.get(str(params.get("sessionId")))
+        if session is not None:
+            session.cancel(connection.id)
 
     async def set_mode(self, context: Context, params: dict[str, Any]) -> Any:
         shape = read(SetModeParams, params)
         session = self.session_of(context, shape.session_id)
-        result = await session.request(
-            "session/set_mode", for_agent(params), context.place(session)
-        )
+        context.place(session)
+        result = await session.request("session/set_mode", for_agent(params), context.fix)
         if session.state.mode != shape.mode_id:
             # The agent did not tell the others; the gateway does.
             session.publish_update(
@@ -307,9 +318,8 @@ class AcpAgent:
     async def set_model(self, context: Context, params: dict[str, Any]) -> Any:
         shape = read(SetModelParams, params)
         session = self.session_of(context, shape.session_id)
-        result = await session.request(
-            "session/set_model", for_agent(params), context.place(session)
-        )
+        context.place(session)
+        result = await session.request("session/set_model", for_agent(params), context.fix)
         session.state.set_model(shape.model_id)
         session.notice("model_switched", modelId=shape.model_id)
         session.wake()
@@ -318,9 +328,8 @@ class AcpAgent:
     async def set_config_option(self, context: Context, params: dict[str, Any]) -> Any:
         shape = read(SetConfigOptionParams, params)
         session = self.session_of(context, shape.session_id)
-        result = await session.request(
-            "session/set_config_option", for_agent(params), context.place(session)
-        )
+        context.place(session)
+        result = await session.request("session/set_config_option", for_agent(params), context.fix)
         options = result.get("configOptions") if isinstance(result, dict) else None
         if isinstance(options, list) and options != session.state.config_options:
             session.publish_update(
@@ -344,19 +353,8 @@ class AcpAgent:
                 remedy="add sessionId to params",
                 errors=[{"path": "params.sessionId", "message": "is required"}],
             )
-        try:
-            return await session.request(
-                context.request.method, for_agent(params), context.place(session)
-            )
-        except AgentError as exc:
-            if exc.error.get("code") == ErrorKind.METHOD_NOT_FOUND.code:
-                raise GatewayError(
-                    ErrorKind.UNSUPPORTED_BY_AGENT,
-                    f'The agent {session.profile.name} does not know "{context.request.method}"',
-                    method=context.request.method,
-                    agent=session.profile.name,
-                ) from None
-            raise
+        context.place(session)
+        return await session.request(context.request.method, for_agent(params), context.fix)
 
 
 class AcpConnection(Connection):
@@ -368,3 +366,6 @@ class AcpConnection(Connection):
 
     def admit_prompt(self, context: Context, params: dict[str, Any]) -> None:
         self._agent.admit(context, params)
+
+    def cancel_turns(self, params: dict[str, Any]) -> None:
+        self._agent.cancel_turns(self, params)

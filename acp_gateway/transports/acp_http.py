@@ -75,6 +75,7 @@ class _Stream:
         self.wakeup = Wakeup()
         self.outlet = sse_outlet(self.wakeup)
         self.reader: trio.CancelScope | None = None
+        self.unread_since = trio.current_time()
 
 
 class HttpPeer(AcpConnection):
@@ -133,7 +134,12 @@ class HttpPeer(AcpConnection):
 
     def forget_streams(self) -> None:
         """Drop the streams of sessions that are over and read."""
+        now = trio.current_time()
         for session_id, stream in tuple(self.streams.items()):
+            if stream.reader is None and now - stream.unread_since > UNATTACHED_STREAM:
+                for name, sub in tuple(stream.outlet.subs.items()):
+                    if sub.ended:
+                        stream.outlet.remove(name)
             if session_id is not None and stream.reader is None and session_id not in self.subs:
                 outlet = stream.outlet
                 if not outlet.waiting_messages and not outlet.subs:
@@ -157,18 +163,18 @@ class AcpHttp:
     async def _own(self, peer: HttpPeer, *, task_status: trio.TaskStatus[None]) -> None:
         """The life of one connection."""
         self._peers[peer.id] = peer
-        self._hub.add(peer)
         try:
             async with trio.open_nursery() as nursery:
                 peer.nursery = nursery
                 nursery.start_soon(self._expire, peer)
                 task_status.started()
                 await peer.ended.wait()
+                del self._peers[peer.id]  # nothing new is taken in
                 await peer.flush()
                 nursery.cancel_scope.cancel()
         finally:
             peer.nursery = None
-            del self._peers[peer.id]
+            self._peers.pop(peer.id, None)
             self._hub.remove(peer)
             for stream in peer.streams.values():
                 if stream.reader is not None:
@@ -247,6 +253,7 @@ class AcpHttp:
         assert self._nursery is not None
         peer = HttpPeer(self._hub, profile)
         peer.greeted = True
+        self._hub.add(peer)  # counted before anything is awaited
         await self._nursery.start(self._own, peer)
         context = Context(peer, request)
         payload = None
@@ -357,6 +364,7 @@ class AcpHttp:
             if stream.reader is scope:
                 stream.reader = None
                 stream.outlet.pumped = False
+                stream.unread_since = trio.current_time()
             peer.stream_ended.set()
             peer.stream_ended = trio.Event()
             peer.last_used = trio.current_time()
@@ -388,11 +396,8 @@ class AcpHttp:
     def _rewind(self, peer: HttpPeer, session_id: str | None, last_event_id: int | None) -> None:
         """``Last-Event-ID`` on a stream that is attached already: send again what was lost."""
         sub = peer.subs.get(session_id or "")
-        if sub is None or last_event_id is None or last_event_id >= sub.cursor:
-            return
-        sub.history.clear()
-        sub.cursor = last_event_id
-        sub.announced = last_event_id
+        if sub is not None and last_event_id is not None and last_event_id <= sub.cursor:
+            peer.stream_of(session_id).outlet.rewind(sub, last_event_id)
 
     def _drained(self, peer: HttpPeer, session_id: str | None) -> None:
         session = peer.session(session_id) if session_id is not None else None
@@ -405,9 +410,12 @@ class AcpHttp:
             await write(SSE_KEEPALIVE)
 
     async def _await_attach(self, peer: HttpPeer, session_id: str, scope: trio.CancelScope) -> None:
-        await trio.sleep(UNATTACHED_STREAM)
-        if session_id not in peer.subs:
-            scope.cancel()
+        while True:
+            await trio.sleep(UNATTACHED_STREAM)
+            if session_id in peer.subs:
+                return
+            if not peer.loading(session_id):
+                scope.cancel()
 
 
 def _unknown_connection() -> GatewayError:

@@ -24,6 +24,7 @@ from acp_gateway.protocol.types import ClientCapabilities
 from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.rpc import MethodTable, dispatch
 from acp_gateway.runtime.session import Session
+from acp_gateway.runtime.session_feed import ClientGone
 from acp_gateway.wire.jsonrpc import (
     JsonId,
     Message,
@@ -54,13 +55,17 @@ class Context:
         self.refusal: GatewayError | None = None
         """Why a prompt was not admitted."""
 
-    def place(self, session: Session) -> Slot | None:
+    def place(self, session: Session) -> None:
         """Let the answer take its place among the session's events on this connection."""
         self.session = session
         sub = self.connection.subs.get(session.id)
         if sub is not None and sub.outlet is not None and self.slot is None:
             self.slot = Slot(sub)
-        return self.slot
+
+    def fix(self, watermark: int) -> None:
+        """The answer is known: it stands behind this event."""
+        if self.slot is not None:
+            self.slot.fix(watermark)
 
 
 @attrs.define
@@ -144,6 +149,10 @@ class Connection:
     def admit_prompt(self, context: Context, params: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    def cancel_turns(self, params: dict[str, Any]) -> None:
+        """``session/cancel`` as the notification that it is."""
+        raise NotImplementedError
+
     async def serve(self, context: Context) -> None:
         """Run one request and send its answer. Runs in a task of the connection's nursery."""
         request = context.request
@@ -171,11 +180,16 @@ class Connection:
         row = METHODS.get(context.request.method)
         slot = context.slot
         if slot is not None and slot.sub is not None and slot.sub.outlet is not None:
-            slot.sub.outlet.fill(slot, payload)
+            self._fill(slot.sub.outlet, slot, payload)
             return
         on_session = row is None or row.stream == "session"
         session_id = context.session.id if context.session is not None and on_session else None
         self.outlet_of(session_id).send(payload)
+
+    def _fill(self, outlet: Outlet, slot: Slot, payload: bytes) -> None:
+        outlet.fill(slot, payload)
+        if outlet.over:
+            self.kick(1013, "Resource limit")
 
     def _receive_response(self, response: Response) -> None:
         asked = self._asked.pop(response.id, None) if isinstance(response.id, int) else None
@@ -192,12 +206,13 @@ class Connection:
         if message.method == "$/cancel_request":
             self._cancel_request(params.get("requestId"))
             return
+        if message.method == "session/cancel":
+            self.cancel_turns(params)
+            return
         session = self._notified_session(message.method, params)
         if session is None:
             return
-        if message.method == "session/cancel":
-            session.cancel(self.id)
-        elif message.method.startswith("_"):
+        if message.method.startswith("_"):
             session.notify_agent(message.method, params)
 
     def _notified_session(self, method: str, params: dict[str, Any]) -> Session | None:
@@ -237,6 +252,10 @@ class Connection:
         sub = session.attach(self, history=history, last_event_id=last_event_id)
         self.subs[session.id] = sub
         self._sessions[session.id] = session
+        for other in self._in_flight.values():
+            if other.session is session and other.slot is not None and other is not context:
+                # Its answer still comes behind the events that were before it.
+                other.slot = Slot(sub)
         if context is not None:
             context.session = session
         if context is not None and self.answers_follow_load():
@@ -266,9 +285,15 @@ class Connection:
         self.closed = True
         for session_id in tuple(self.subs):
             self.leave(session_id)
-        for asked in self._asked.values():
-            asked.done.set()
-        self._asked.clear()
+
+    def loading(self, session_id: str) -> bool:
+        """Is a request under way that will attach this session?"""
+        return any(
+            context.request.method in ("session/load", "session/resume")
+            and isinstance(context.request.params, dict)
+            and context.request.params.get("sessionId") == session_id
+            for context in self._in_flight.values()
+        )
 
     @property
     def attached(self) -> tuple[Session, ...]:
@@ -310,7 +335,7 @@ class Connection:
         slot.fix(session.ring.last_id)
         asked = _Asked(session, slot, question)
         self._asked[self._next_id] = asked
-        sub.outlet.fill(slot, request_bytes(self._next_id, method, params))
+        self._fill(sub.outlet, slot, request_bytes(self._next_id, method, params))
         return self._next_id, asked
 
     def question_over(self, session: Session, question: Question) -> None:
@@ -339,10 +364,10 @@ class Connection:
                 asked.done.set()
 
     async def forward(self, session: Session, method: str, params: Any) -> Any:
-        """Ask this client something for the agent. Raises its error, or that it has gone."""
+        """Ask this client something for the agent. Raises its error, or `ClientGone`."""
         sent = self._request(session, method, params)
         if sent is None:
-            raise GatewayError(ErrorKind.FILE_ERROR, "The client has gone")
+            raise ClientGone
         id, asked = sent
         try:
             await asked.done.wait()
@@ -351,7 +376,7 @@ class Connection:
             self._withdraw(session, id, asked)
             raise
         if asked.response is None:
-            raise GatewayError(ErrorKind.FILE_ERROR, "The client has gone")
+            raise ClientGone
         if asked.response.error is not None:
             raise AgentError(asked.response.error)
         return asked.response.result

@@ -17,6 +17,10 @@ MAX_WAITING = 64 * MIB
 """Bytes that may wait for one stream outside the sessions' rings."""
 
 
+REMEMBERED = MIB
+"""Answers and questions that a stream sends again after its ``Last-Event-ID``."""
+
+
 def ws_record(record: Record) -> bytes:
     return ws_text(record.line)
 
@@ -71,7 +75,12 @@ def bare_outlet(wakeup: Wakeup) -> Outlet:
 
 def sse_outlet(wakeup: Wakeup) -> Outlet:
     return Outlet(
-        sse_record, sse_message, wakeup.set, max_bytes=MAX_WAITING, resync_line=resync_line
+        sse_record,
+        sse_message,
+        wakeup.set,
+        max_bytes=MAX_WAITING,
+        resync_line=resync_line,
+        remember_bytes=REMEMBERED,
     )
 
 
@@ -101,11 +110,13 @@ class Pump:
 
     def moved(self) -> None:
         """The peer took bytes."""
-        self.outlet.write_moved(trio.current_time())
+        if self.outlet.pump is self:
+            self.outlet.write_moved(trio.current_time())
 
     async def run(self) -> None:
         outlet = self.outlet
         outlet.pumped = True
+        outlet.pump = self
         try:
             while True:
                 await self._wakeup.wait()
@@ -114,15 +125,18 @@ class Pump:
                     began = trio.current_time()
                     outlet.write_began(began)
                     await self._send(b"".join(parts))
-                    outlet.write_done()
+                    if outlet.pump is self:
+                        outlet.write_done()
                     blocked = trio.current_time() - began
                     if blocked > self._stall:
                         self._warn(blocked)
                 if self._finished():
                     return
         finally:
-            outlet.pumped = False
-            outlet.write_done()
+            # Another pump may have taken over while this one was still stuck in a write.
+            if outlet.pump is self:
+                outlet.pumped = False
+                outlet.write_done()
             self._collected()
 
     def _warn(self, blocked: float) -> None:

@@ -235,6 +235,7 @@ class OutletMachine(RuleBasedStateMachine):
             if session_id not in self.outlet.subs:
                 followed = self.following.get(session_id)
                 assert followed is not None and not followed.slots and not followed.history
+                self._pass_own(session_id, followed, followed.sub.cursor)
                 assert followed.pos == self.rings[session_id].last_id
                 self._left(session_id)
         for session_id, followed in self.following.items():
