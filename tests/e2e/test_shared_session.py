@@ -273,3 +273,29 @@ async def test_a_second_load_asks_an_open_question_once(site: GatewayProcess, cw
             ]
             assert taken_back == [old]
             assert new not in taken_back
+
+
+async def test_a_reload_in_mid_turn_keeps_the_answer_last(site: GatewayProcess, cwd: Path) -> None:
+    with trio.fail_after(DEADLINE):
+        async with AsyncExitStack() as stack:
+            ws = await connect(stack, site, "ws")
+            session_id = await ws.new(cwd)
+            turn = await ws.begin(session_id, "/chunks 5000 200")
+            await ws.load(cwd, session_id)
+            await ws.answer(turn)
+            at = next(i for i, m in enumerate(ws.messages) if m.get("id") == turn)
+            after = [m for m in ws.messages[at + 1 :] if m.get("method") == "session/update"]
+            assert not after, f"{len(after)} updates came behind the answer"
+            assert ws.text(session_id).count("004999 ") >= 1
+
+
+async def test_cancel_from_a_connection_that_did_not_load(site: GatewayProcess, cwd: Path) -> None:
+    with trio.fail_after(DEADLINE):
+        async with AsyncExitStack() as stack:
+            first = await connect(stack, site, "ws")
+            second = await connect(stack, site, "ws")
+            session_id = await first.new(cwd)
+            turn = await first.begin(session_id, "/sleep 60")
+            await first.until(lambda: first.text(session_id))
+            await second.notify("session/cancel", {"sessionId": session_id})
+            assert (await first.answer(turn))["stopReason"] == "cancelled"
