@@ -62,7 +62,7 @@ class Settings:
     strict_acp: bool = False
     """Follow the remote transport RFD to the letter where real clients need leniency."""
     trust_loopback: bool = False
-    """Let loopback peers use mutation routes without a token."""
+    """Let loopback peers use mutation routes without a token. There are none yet."""
     allow_origin: tuple[str, ...] = ()
     """Extra Origins (scheme://host[:port]) that browsers may connect from."""
     permission_timeout: float = 300.0

@@ -62,7 +62,7 @@ _OPTIONS = (
     click.option(
         "--trust-loopback/--no-trust-loopback",
         default=None,
-        help="Let loopback peers use mutation routes without a token.",
+        help="Let loopback peers use mutation routes without a token (there are none yet).",
     ),
     click.option(
         "--allow-origin",
