@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -125,8 +126,12 @@ class Session(SessionFeed):
     ) -> None:
         while True:
             try:
-                async with self._pool.lease(self.profile, self.opening.root) as host:
+                async with AsyncExitStack() as stack:
                     with trio.CancelScope() as self._opening_scope:
+                        if self._closing.is_set():
+                            return
+                        lease = self._pool.lease(self.profile, self.opening.root)
+                        host = await stack.enter_async_context(lease)
                         await self._open_on(host, restoring=bool(ready))
                     if self._opening_scope.cancelled_caught:
                         return
