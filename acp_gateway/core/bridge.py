@@ -148,7 +148,7 @@ class Bridge:
     def _keyed(self, message: Message) -> Message:
         method = message["method"]
         if method == "initialize":
-            return _with_own(message, {"cursor": True})
+            return _with_own(message, {"cursor": True, "clientKey": self._new_key()})
         if method == "session/prompt":
             return _with_own(message, {"promptKey": self._new_key()})
         if method == "session/new":

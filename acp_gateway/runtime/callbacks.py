@@ -149,7 +149,14 @@ class AgentCallbacks:
         reading = method == "fs/read_text_file"
         limit = self._settings.max_agent_line_bytes
         running = session.queue.running
-        origin = session.clients.get(running.origin or "") if running is not None else None
+        origin = next(
+            (
+                client
+                for client in session.clients.values()
+                if running is not None and client.origin == running.origin
+            ),
+            None,
+        )
         result: Any = None
         try:
             if origin is not None and (origin.reads_files if reading else origin.writes_files):

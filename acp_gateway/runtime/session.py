@@ -534,7 +534,9 @@ class Session(SessionFeed):
                 line = dumps(
                     {"jsonrpc": "2.0", "method": method, "params": {**params, "sessionId": self.id}}
                 )
-            self._append(Record(Kind.NOTICE, method, valid_utf8(line), time.time()))
+            # White space between tokens may be a CR, at which SSE would end the line.
+            line = valid_utf8(line).replace(b"\r", b" ")
+            self._append(Record(Kind.NOTICE, method, line, time.time()))
 
     @property
     def restorable(self) -> bool:

@@ -48,6 +48,8 @@ class Client(Protocol):
     @property
     def id(self) -> str: ...
     @property
+    def origin(self) -> str: ...
+    @property
     def present(self) -> bool: ...
     @property
     def reads_files(self) -> bool: ...
@@ -242,14 +244,17 @@ class SessionFeed:
             )
         ring = self.ring
         lines: list[bytes] = []
-        if last_event_id is not None and ring.first_id - 1 <= last_event_id <= ring.last_id:
+        resumed = last_event_id is not None and ring.first_id - 1 <= last_event_id <= ring.last_id
+        if resumed and last_event_id is not None:
             cursor = last_event_id
         elif history:
             cursor = ring.first_id - 1
             lines = self._history() if cursor > 0 else []
         else:
             cursor = ring.last_id
-        sub = Subscription(self.id, ring, cursor, origin=client.id, history=lines)
+        sub = Subscription(self.id, ring, cursor, origin=client.origin, history=lines)
+        if resumed:
+            sub.own_from = cursor  # what it missed is no history: its own words it has
         self.subs.add(sub)
         self.clients[client.id] = client
         self.touch()

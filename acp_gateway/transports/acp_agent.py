@@ -102,7 +102,9 @@ class AcpAgent:
         connection.initialized = True
         connection.capabilities = shape.client_capabilities
         connection.client_name = shape.client_info.name if shape.client_info else None
-        connection.wants_cursor = own_meta(params).get("cursor") is True
+        key = own_meta(params).get("clientKey")
+        if isinstance(key, str) and key:
+            connection.origin = key
         handshake = await self._manager.pool.handshake(connection.profile)
         return initialize_result(
             handshake,
@@ -260,7 +262,7 @@ class AcpAgent:
             key = own_meta(params).get("promptKey")
             turn = session.submit(
                 for_agent(params),
-                origin=context.connection.id,
+                origin=context.connection.origin,
                 key=key if isinstance(key, str) else None,
             )
         except GatewayError as exc:
@@ -301,7 +303,7 @@ class AcpAgent:
         """The running turn, whoever began it, and the waiting ones of this connection."""
         session = self._manager.sessions.get(str(params.get("sessionId")))
         if session is not None:
-            session.cancel(connection.id)
+            session.cancel(connection.origin)
 
     async def set_mode(self, context: Context, params: dict[str, Any]) -> Any:
         shape = read(SetModeParams, params)

@@ -86,13 +86,14 @@ class Connection:
 
     def __init__(self, profile: AgentProfile, methods: MethodTable) -> None:
         self.id = str(uuid.uuid4())
+        self.origin = self.id
+        """Whose prompts these are; a client that names itself keeps it over its connections."""
         self.profile = profile
         self.greeted = False
         """An initialize request has come (its answer may be under way)."""
         self.initialized = False
         self.capabilities = ClientCapabilities()
         self.client_name: str | None = None
-        self.wants_cursor = False
         self.subs: dict[str, Subscription] = {}
         self.closed = False
         self._methods = methods

@@ -115,7 +115,7 @@ class Recorder:
     """A client of a session (`runtime.session.Client`) with an outlet that nobody pumps."""
 
     def __init__(self, name: str = "client") -> None:
-        self.id = name
+        self.id = self.origin = name
         self.reads_files = self.writes_files = False
         self.present = True
         self.asked: list[Question] = []

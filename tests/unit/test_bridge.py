@@ -571,7 +571,9 @@ def test_the_editors_initialize_is_marked_and_nothing_passes_before_its_answer()
     assert bridge.from_editor(request(2, "session/list")) == Output()
     assert bridge.from_editor(notification("_n")) == Output()
     (greeting,) = bridge.connected().to_gateway
-    assert greeting["params"]["_meta"] == {"x": 1, "acp_gateway": {"cursor": True}}
+    meta = greeting["params"]["_meta"]
+    assert meta["x"] == 1 and meta["acp_gateway"]["cursor"] is True
+    assert meta["acp_gateway"]["clientKey"]
     out = bridge.from_gateway(result(1, {}))
     assert [m["id"] for m in out.to_editor] == [1]
     assert methods(out.to_gateway) == ["session/list", "_n"]
