@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from acp_gateway import __version__
-from acp_gateway.config import LoadedSettings, PortError, Settings
+from acp_gateway.config import LoadedSettings, PortError, Settings, is_loopback
 from acp_gateway.protocol.errors import GatewayError
 from acp_gateway.runtime import runtime_file
 from acp_gateway.runtime.agent_pool import AgentPool
@@ -27,7 +27,7 @@ from acp_gateway.runtime.telemetry import configure_logging
 from acp_gateway.runtime.watchdog import Watchdog
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.runtime.writer_lock import WriterLocks
-from acp_gateway.transports.guards import Policy, is_loopback, token_digest
+from acp_gateway.transports.guards import Policy, token_digest
 from acp_gateway.transports.hub import Hub
 
 if TYPE_CHECKING:

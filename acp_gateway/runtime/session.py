@@ -422,10 +422,6 @@ class Session(SessionFeed):
         if turn.cancel_requested:
             return
         turn.cancel_requested = True
-        if self._turn_scope is None:
-            # It waits for an agent and nothing of it runs anywhere.
-            self._settle(turn, CANCELLED_RESULT)
-            return
         if self._host is not None:
             self._host.notify("session/cancel", {"sessionId": self.agent_id})
         if self._turn_scope is not None:

@@ -17,11 +17,11 @@ import trio
 from acp_gateway.config import Settings
 from acp_gateway.protocol.converter import read, read_result
 from acp_gateway.protocol.errors import (
-    METHOD_NOT_FOUND,
     RESOURCE_NOT_FOUND,
     AgentError,
     ErrorKind,
     GatewayError,
+    unsupported,
 )
 from acp_gateway.protocol.types import (
     ListSessionsParams,
@@ -410,13 +410,7 @@ class SessionManager:
                 timeout=self.settings.agent_request_timeout,
             )
         except AgentError as exc:
-            if exc.error.get("code") == METHOD_NOT_FOUND:
-                raise GatewayError(
-                    ErrorKind.UNSUPPORTED_BY_AGENT,
-                    f"The agent {source.profile.name} cannot fork sessions",
-                    agent=source.profile.name,
-                ) from None
-            raise
+            raise unsupported(exc, source.profile.name, "session/fork") from None
         forked = result.get("sessionId") if isinstance(result, dict) else None
         if not isinstance(forked, str):
             raise GatewayError(

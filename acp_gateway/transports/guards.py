@@ -16,7 +16,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import attrs
 
-from acp_gateway.config import is_loopback as is_loopback
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 
 BEARER_SUBPROTOCOL: Final = "qwen-bearer."

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acp_gateway.config import is_loopback
 from acp_gateway.protocol.errors import ErrorKind
 from acp_gateway.transports import guards
 from acp_gateway.transports.guards import (
@@ -18,7 +19,6 @@ from acp_gateway.transports.guards import (
     Policy,
     Refused,
     decide,
-    is_loopback,
     is_preflight,
     subprotocol,
     token_digest,
