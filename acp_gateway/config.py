@@ -36,6 +36,7 @@ MIB = 1024 * KIB
 
 Isolation = Literal["session", "shared"]
 LogFormat = Literal["auto", "console", "json"]
+PermissionPolicy = Literal["first-responder", "designated", "consensus", "local-only"]
 
 
 @attrs.frozen(kw_only=True)
@@ -62,13 +63,24 @@ class Settings:
     strict_acp: bool = False
     """Follow the remote transport RFD to the letter where real clients need leniency."""
     trust_loopback: bool = False
-    """Let loopback peers use mutation routes without a token. There are none yet."""
+    """Let clients use strict mutation routes although no token is configured."""
     allow_origin: tuple[str, ...] = ()
     """Extra Origins (scheme://host[:port]) that browsers may connect from."""
     permission_timeout: float = 300.0
-    """An unanswered permission request is answered ``cancelled`` after this long."""
+    """An unanswered permission request is answered ``cancelled`` after this long; 0: never."""
+    permission_policy: PermissionPolicy = "first-responder"
+    """Who may answer a permission request: ``first-responder``, ``designated`` (who sent the
+    prompt), ``consensus`` (a majority of the clients), ``local-only`` (this machine)."""
+    consensus_quorum: int = 0
+    """Votes that ``consensus`` needs; 0: more than half of the clients."""
+    permission_audit: Path | None = None
+    """File that gets one JSON line for each step of a permission request."""
     max_queued_prompts: int = 5
-    """Prompts of one session that may run or wait."""
+    """Prompts of one session that may run or wait; 0: no limit."""
+    prompt_deadline: float = 0.0
+    """A turn that runs for longer is ended with an error; 0: never."""
+    web: Path | None = None
+    """Directory with a user's own build of a web client, served at ``/``."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
     event_ring_size: int = 8000

@@ -368,6 +368,15 @@ def _finish(
                 remedy="Check that the file exists and that you may read it.",
                 source=sources[key],
             )
+    if settings.web is not None:
+        web = _directory(settings.web, "web", sources["web"])
+        if not (web / "index.html").is_file():
+            raise ConfigError(
+                f"The web directory {web} has no index.html.",
+                remedy="Name the directory of a finished build.",
+                source=sources["web"],
+            )
+        settings = attrs.evolve(settings, web=web)
     roots = [_directory(root, "workspace", sources["workspace"]) for root in settings.workspace]
     settings = attrs.evolve(settings, workspace=tuple(dict.fromkeys(roots or [here.resolve()])))
     if settings.token_file is not None:
@@ -396,7 +405,15 @@ def _finish(
     return settings, sources
 
 
-_NOT_NEGATIVE: Final = ("port", "max_agents", "spare_agents")
+_NOT_NEGATIVE: Final = (
+    "port",
+    "max_agents",
+    "spare_agents",
+    "consensus_quorum",
+    "permission_timeout",
+    "prompt_deadline",
+    "max_queued_prompts",
+)
 _POSITIVE: Final = tuple(
     field.name
     for field in attrs.fields(Settings)

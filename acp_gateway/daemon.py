@@ -32,6 +32,7 @@ from acp_gateway.transports.hub import Hub
 
 if TYPE_CHECKING:
     from acp_gateway.transports.listener import Listener
+from acp_gateway.transports.operations.over_rpc import serve_over_rpc
 
 log = structlog.get_logger("acp_gateway")
 
@@ -94,6 +95,7 @@ class Daemon:
             allow_origin=frozenset(each.lower().rstrip("/") for each in settings.allow_origin),
         )
         hub = Hub(settings, self._manager, policy)
+        serve_over_rpc(hub)
         http = AcpHttp(hub)
         listener = Listener(sockets, hub, GatewayAsgi(hub, http), settings, tls)
         address = self._address(port, secure=tls is not None)

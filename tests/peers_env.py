@@ -23,6 +23,7 @@ FILES = {
     "ws": "ws/package.json",
     "qwen": "@qwen-code/qwen-code/cli-entry.js",
     "goose": "@aaif/goose-binary-linux-x64/bin/goose",
+    "qwen-sdk": "@qwen-code/sdk/package.json",
     "acpx": "acpx/dist/cli.js",
 }
 

@@ -62,7 +62,7 @@ _OPTIONS = (
     click.option(
         "--trust-loopback/--no-trust-loopback",
         default=None,
-        help="Let loopback peers use mutation routes without a token (there are none yet).",
+        help="Let clients on this machine use strict mutation routes without a token.",
     ),
     click.option(
         "--allow-origin",
@@ -72,15 +72,38 @@ _OPTIONS = (
     ),
     click.option(
         "--permission-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=click.FloatRange(min=0),
         metavar="SECONDS",
-        help="An unanswered permission request is cancelled after this long [300].",
+        help="An unanswered permission request is cancelled after this long; 0: never [300].",
+    ),
+    click.option(
+        "--permission-policy",
+        type=click.Choice(["first-responder", "designated", "consensus", "local-only"]),
+        help="Who may answer a permission request: anybody, who sent the prompt, a majority, "
+        "this machine [first-responder].",
+    ),
+    click.option(
+        "--consensus-quorum",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Votes that the policy consensus needs [0: more than half of the clients].",
+    ),
+    click.option(
+        "--permission-audit",
+        metavar="FILE",
+        help="Append one JSON line for each step of a permission request.",
+    ),
+    click.option(
+        "--prompt-deadline",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="End a turn that runs for longer with an error [0: never].",
     ),
     click.option(
         "--max-queued-prompts",
-        type=_NUMBER,
+        type=click.IntRange(min=0),
         metavar="N",
-        help="Prompts of one session that may run or wait [5].",
+        help="Prompts of one session that may run or wait; 0: no limit [5].",
     ),
     click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM."),
     click.option("--tls-key", metavar="FILE", help="Its private key, PEM."),
@@ -90,6 +113,7 @@ _OPTIONS = (
         metavar="N",
         help="Events kept per session for replay [8000].",
     ),
+    click.option("--web", metavar="DIR", help="Serve your own build of a web client at /."),
     click.option(
         "--open/--no-open", default=None, help="Open the status page in a browser after start."
     ),

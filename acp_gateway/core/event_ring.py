@@ -7,7 +7,7 @@ cursor. Nothing after ``floor`` (the slowest progressing reader) is dropped; bey
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from enum import IntEnum
 from operator import attrgetter
@@ -36,7 +36,7 @@ class Kind(IntEnum):
 class Record:
     """One event. ``line`` is the ACP notification as JSON bytes without a line end."""
 
-    __slots__ = ("end", "id", "kind", "line", "name", "origin", "prompt_id", "time")
+    __slots__ = ("client", "end", "id", "kind", "line", "name", "origin", "prompt_id", "time")
 
     def __init__(
         self,
@@ -46,17 +46,21 @@ class Record:
         time: float,
         prompt_id: str | None = None,
         origin: str | None = None,
+        client: str | None = None,
     ) -> None:
         self.id = 0
         self.kind = kind
         self.name = name
-        """The update kind (``agent_message_chunk`` …) or the notice's kind."""
+        """The update kind (``agent_message_chunk`` …), the event type of a notice, or the method of
+        an agent's extension notification (begins with ``_``)."""
         self.line = line
         self.time = time
         """Unix time in seconds."""
         self.prompt_id = prompt_id
         self.origin = origin
         """The connection that sent what is echoed; it does not get the echo back."""
+        self.client = client
+        """Id of the client that caused it; None for anonymous ones and the gateway itself."""
         self.end = 0
         """Bytes of all records up to and with this one."""
 
@@ -125,6 +129,15 @@ class EventRing:
         if cursor < self.first_id:
             return self.kept_bytes
         return self.total_bytes - self._at(cursor).end
+
+    def stop_within(self, start: int, budget: int) -> int:
+        """The last id of a read behind ``start`` that has at most ``budget`` bytes; one record
+        always passes."""
+        if start >= self.last_id:
+            return self.last_id
+        before = self._evicted_bytes if start < self.first_id else self._at(start).end
+        fitting = bisect_right(self._records, before + budget, key=_END)
+        return max(self.first_id + fitting - 1, max(start + 1, self.first_id))
 
     def _at(self, id: int) -> Record:
         return self._records[id - self.first_id]

@@ -27,13 +27,15 @@ BATCH_BYTES: Final = 256 * 1024
 class Slot:
     """The place of one answer or question in a subscription's stream."""
 
-    __slots__ = ("data", "done", "sub", "watermark")
+    __slots__ = ("data", "done", "jump", "sub", "watermark")
 
     def __init__(self, sub: Subscription) -> None:
         self.sub: Subscription | None = sub
         self.watermark: int | None = None
         self.data: bytes | None = None
         self.done = False
+        self.jump: int | None = None
+        """Reading goes on behind this id: what lies between is not sent."""
 
     def fix(self, watermark: int) -> None:
         """Tie the answer to this place in the ring. Only the first call counts."""
@@ -280,6 +282,8 @@ class Outlet:
                 break
             if slot.data is not None:
                 sub.slots.popleft()
+                if slot.jump is not None:
+                    sub.cursor = max(sub.cursor, slot.jump)
                 yield from self._cursor(sub)
                 self.waiting_bytes -= len(slot.data)
                 self.waiting_messages -= 1
@@ -310,6 +314,11 @@ class Outlet:
 
     def write_done(self) -> None:
         self._blocked_since = None
+
+    @property
+    def blocked(self) -> bool:
+        """A write is under way."""
+        return self._blocked_since is not None
 
     def progressing(self, now: float, stall: float) -> bool:
         """May this outlet hold up its sessions? Lag counts only while a write is blocked."""

@@ -64,6 +64,11 @@ class Transcript:
         self._compact(0, 0)
         return [entry.line() for entry in self._entries.values()]
 
+    def entries(self) -> list[Record]:
+        """The history as records; each has the id and the time of the last one in it."""
+        self._compact(0, 0)
+        return [entry.as_record() for entry in self._entries.values()]
+
     @property
     def size(self) -> int:
         """Bytes held; at most ``max_bytes`` after a compaction."""
@@ -77,7 +82,7 @@ class Transcript:
             record = self._raw.popleft()
             self._raw_bytes -= len(record.line)
             if record.name not in _CHUNKS or not self._merge(record):
-                self._fold(record.line, changed)
+                self._fold(record, changed)
         for entry in changed:
             # A tool call sends its output again and again: only the last state counts.
             self._resize(entry, len(entry.line()))
@@ -96,10 +101,12 @@ class Transcript:
         grown = run.append_like(record.line)
         if grown is None:
             return False
+        run.last = record
         self._resize(run, run.size + grown)
         return True
 
-    def _fold(self, line: bytes, changed: set[_Entry]) -> None:
+    def _fold(self, record: Record, changed: set[_Entry]) -> None:
+        line = record.line
         try:
             message = loads(line)
             update = message["params"]["update"]
@@ -110,9 +117,10 @@ class Transcript:
         if kind in _CHUNKS and self._run is not None:
             grown = self._run.merge(update)
             if grown is not None:
+                self._run.last = record
                 self._resize(self._run, self._run.size + grown)
                 return
-        entry = _Entry(self._next_key, message, update, len(line))
+        entry = _Entry(self._next_key, message, update, record)
         if kind in _CHUNKS:
             entry.look_around(line)
         if kind in ("tool_call", "tool_call_update"):
@@ -120,6 +128,7 @@ class Transcript:
             earlier = self._tools.get(tool)
             if kind == "tool_call_update" and earlier is not None:
                 earlier.amend(update)
+                earlier.last = record
                 changed.add(earlier)
                 return
             self._tools[tool] = entry
@@ -155,15 +164,17 @@ class Transcript:
 class _Entry:
     """One message of the history; the text of a run of chunks is joined when it is read."""
 
-    __slots__ = ("_around", "_text", "key", "message", "size", "update")
+    __slots__ = ("_around", "_text", "key", "last", "message", "size", "update")
 
     def __init__(
-        self, key: int, message: dict[str, Any], update: dict[str, Any], size: int
+        self, key: int, message: dict[str, Any], update: dict[str, Any], record: Record
     ) -> None:
         self.key = key
         self.message = message
         self.update = update
-        self.size = size
+        self.last = record
+        """The newest record in it."""
+        self.size = len(record.line)
         self._text: list[bytes] = []
         """What was appended, encoded."""
         self._around = (b"\n", b"")  # no line begins so
@@ -208,6 +219,15 @@ class _Entry:
         for name, value in update.items():
             if name != "sessionUpdate" and value is not None:
                 self.update[name] = value
+
+    def as_record(self) -> Record:
+        last = self.last
+        name = str(self.update.get("sessionUpdate"))
+        record = Record(
+            Kind.UPDATE, name, self.line(), last.time, last.prompt_id, None, last.client
+        )
+        record.id = last.id
+        return record
 
     def line(self) -> bytes:
         if self._text:

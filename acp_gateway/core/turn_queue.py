@@ -27,12 +27,35 @@ class Turn:
     """One prompt. ``outcome`` is the prompt's result object or the error that ended it."""
 
     def __init__(
-        self, prompt_id: str, params: dict[str, Any], *, origin: str | None, key: str | None = None
+        self,
+        prompt_id: str,
+        params: dict[str, Any],
+        *,
+        origin: str | None,
+        client: str | None = None,
+        key: str | None = None,
+        asked_at: float = 0.0,
+        time_limit: float | None = None,
     ) -> None:
         self.prompt_id = prompt_id
         self.params = params
         self.origin = origin
         """The connection that asked; its own queued turns go with its cancel."""
+        self.client = client
+        """The client id that asked; None for an anonymous one."""
+        self.asked_at = asked_at
+        """Unix time, seconds."""
+        self.began_at = 0.0
+        """Unix time when it started; 0 before."""
+        self.time_limit = time_limit
+        """Seconds that it may run."""
+        self.watermark = 0
+        """Id of the last event before anything of this turn."""
+        self.first_event = 0
+        """Id of the last event before it started to run."""
+        self.waited = False
+        """It had to wait for others: the queue's events are published for it."""
+        self.cancelled_at = 0.0
         self.key = key
         """Idempotency key: a repeated prompt with this key joins this turn."""
         self.state = TurnState.QUEUED
@@ -43,6 +66,17 @@ class Turn:
     @property
     def settled(self) -> bool:
         return self.state is TurnState.SETTLED
+
+    @property
+    def text(self) -> str:
+        """What the user wrote: the text blocks, joined."""
+        blocks = self.params.get("prompt")
+        texts = (
+            block.get("text")
+            for block in (blocks if isinstance(blocks, list) else ())
+            if isinstance(block, dict)
+        )
+        return "\n".join(text for text in texts if isinstance(text, str))
 
     def when_settled(self, observer: Callable[[Turn], None]) -> None:
         """Call ``observer`` in the moment of settling (at once when it has passed)."""
@@ -82,9 +116,17 @@ class TurnQueue:
         """The turn that an earlier prompt with this key made, while it is remembered."""
         return self._by_key.get(key) if key is not None else None
 
+    def turns(self) -> tuple[Turn, ...]:
+        """The running turn, then the waiting ones."""
+        return (*(() if self.running is None else (self.running,)), *self._waiting)
+
+    def get(self, prompt_id: str) -> Turn | None:
+        """A turn that runs or waits."""
+        return next((turn for turn in self.turns() if turn.prompt_id == prompt_id), None)
+
     def submit(self, turn: Turn, session_id: str) -> None:
         """Admit a turn at the end. Raises ``prompt_queue_full``."""
-        if len(self) >= self.limit:
+        if 0 < self.limit <= len(self):
             raise GatewayError(
                 ErrorKind.PROMPT_QUEUE_FULL,
                 f'Prompt queue full for session "{session_id}" ({len(self)}/{self.limit} pending)',

@@ -44,7 +44,7 @@ class ErrorKind(Enum):
     AUTH_REQUIRED = ("auth_required", -32000, 401, False)
     CONNECTION_NOT_FOUND = ("connection_not_found", -32600, 404, False)
     CONNECTION_LIMIT = ("connection_limit_exceeded", -32603, 503, True)
-    SUBSCRIBER_LIMIT = ("subscriber_limit_exceeded", -32603, 503, True)
+    SUBSCRIBER_LIMIT = ("subscriber_limit_exceeded", -32603, 429, True)
     REQUEST_LIMIT = ("request_limit_exceeded", -32603, 503, True)
     SESSION_LIMIT = ("session_limit_exceeded", -32603, 503, True)
     AGENT_LIMIT = ("agent_limit_exceeded", -32603, 503, True)
@@ -56,6 +56,39 @@ class ErrorKind(Enum):
     AGENT_UNRESPONSIVE = ("agent_unresponsive", -32603, 504, True)
     AGENT_ERROR = ("agent_error", -32603, 502, False)
     UNSUPPORTED_BY_AGENT = ("unsupported_by_agent", -32601, 501, False)
+    ROUTE_NOT_FOUND = ("route_not_found", -32601, 404, False)
+    METHOD_NOT_ALLOWED = ("method_not_allowed", -32601, 405, False)
+    NOT_ACCEPTABLE = ("not_acceptable", -32600, 406, False)
+    PAYLOAD_TOO_LARGE = ("payload_too_large", -32600, 413, False)
+    UNSUPPORTED_MEDIA_TYPE = ("unsupported_media_type", -32600, 415, False)
+    TOKEN_REQUIRED = ("token_required", -32000, 401, False)
+    INVALID_CLIENT_ID = ("invalid_client_id", -32602, 400, False)
+    INVALID_SESSION_SCOPE = ("invalid_session_scope", -32602, 400, False)
+    INVALID_SESSION_ID = ("invalid_session_id", -32602, 400, False)
+    INVALID_APPROVAL_MODE = ("invalid_approval_mode", -32602, 400, False)
+    INVALID_PERMISSION_POLICY = ("invalid_permission_policy", -32602, 400, False)
+    INVALID_METADATA = ("invalid_metadata", -32602, 400, False)
+    INVALID_DEADLINE = ("invalid_deadline_ms", -32602, 400, False)
+    INVALID_MAX_QUEUED = ("invalid_max_queued", -32602, 400, False)
+    INVALID_CURSOR = ("invalid_cursor", -32602, 400, False)
+    INVALID_DETAIL = ("invalid_detail", -32602, 400, False)
+    INVALID_LIMIT = ("invalid_limit", -32602, 400, False)
+    INVALID_OUTCOME = ("invalid_outcome", -32602, 400, False)
+    INVALID_OPTION_ID = ("invalid_option_id", -32602, 400, False)
+    INVALID_PERSIST_FLAG = ("invalid_persist_flag", -32602, 400, False)
+    INVALID_REWIND_TARGET = ("invalid_rewind_target", -32602, 400, False)
+    MISSING_PROMPT_ID = ("missing_prompt_id", -32602, 400, False)
+    PERMISSION_NOT_FOUND = ("permission_not_found", -32602, 404, False)
+    PERMISSION_ALREADY_RESOLVED = ("permission_already_resolved", -32602, 404, False)
+    PERMISSION_FORBIDDEN = ("permission_forbidden", -32602, 403, False)
+    CANCEL_SENTINEL_COLLISION = ("cancel_sentinel_collision", -32602, 400, False)
+    PROMPT_NOT_FOUND = ("prompt_not_found", -32602, 404, False)
+    PROMPT_DEADLINE = ("prompt_deadline_exceeded", -32603, 504, False)
+    IDEMPOTENCY_KEY_REUSED = ("idempotency_key_reused", -32602, 422, False)
+    SESSION_CLOSING = ("session_closing", -32002, 404, True)
+    SESSION_ID_CONFLICT = ("session_id_conflict", -32602, 409, False)
+    SESSION_BUSY = ("session_busy", -32603, 409, True)
+    BRANCH_WHILE_PROMPT_ACTIVE = ("branch_while_prompt_active", -32603, 409, True)
     SHUTTING_DOWN = ("shutting_down", -32603, 503, True)
     INTERNAL = ("internal", -32603, 500, False)
 
@@ -86,6 +119,7 @@ class GatewayError(Exception):
         """The JSON-RPC error object; ``data`` keeps the members that Qwen's SDK maps to HTTP."""
         data: dict[str, Any] = {
             "errorKind": self.kind.word,
+            "code": self.kind.word,
             "httpStatus": self.kind.http_status,
             **self.data,
         }
@@ -124,3 +158,13 @@ class AgentError(GatewayError):
 
     def to_jsonrpc(self) -> dict[str, Any]:
         return self.error
+
+    def to_http(self) -> tuple[int, dict[str, Any]]:
+        """The agent's own error: ``code`` is its number (the body shape that clients know)."""
+        code = self.error.get("code")
+        body = {
+            "error": self.message,
+            "code": code if isinstance(code, int) else INTERNAL_ERROR,
+            **({"data": self.error["data"]} if self.error.get("data") is not None else {}),
+        }
+        return self.kind.http_status, body

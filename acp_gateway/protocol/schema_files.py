@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+OPENAPI: Final = "openapi.json"
 
 
 def schema_dir() -> Traversable:
@@ -25,6 +27,11 @@ def schema_dir() -> Traversable:
     raise FileNotFoundError(f"no schemas at {packaged} or {checkout}; reinstall acp-gateway")
 
 
+def load_document(name: str) -> dict[str, Any]:
+    """A document that is no schema itself: ``openapi.json``."""
+    return _load(schema_dir() / name)
+
+
 def load_schemas() -> dict[str, dict[str, Any]]:
     """All schemas by their ``$id`` (``acp-gateway:acp/session-prompt``)."""
     return {schema["$id"]: schema for schema in map(_load, _json_files(schema_dir()))}
@@ -34,7 +41,7 @@ def _json_files(directory: Traversable) -> Iterator[Traversable]:
     for entry in sorted(directory.iterdir(), key=lambda entry: entry.name):
         if entry.is_dir():
             yield from _json_files(entry)
-        elif entry.name.endswith(".json"):
+        elif entry.name.endswith(".json") and entry.name != OPENAPI:
             yield entry
 
 

@@ -367,6 +367,11 @@ class AgentPool:
             spares.starting = None
             spares.notify()
 
+    @property
+    def alive(self) -> bool:
+        """Does any agent process live?"""
+        return any(host.alive for host in self.hosts)
+
     def any_host(self, profile: AgentProfile) -> AgentHost | None:
         """A living host of a profile for questions beside the sessions: unlent ones come first,
         then the most recently used."""

@@ -14,9 +14,10 @@ import structlog
 import trio
 
 from acp_gateway.config import Settings
-from acp_gateway.core.permissions import Question, Settled
+from acp_gateway.core.mediator import CancelSentinelCollision, Question, Settled
 from acp_gateway.protocol.converter import read
 from acp_gateway.protocol.errors import (
+    INTERNAL_ERROR,
     INVALID_PARAMS,
     METHOD_NOT_FOUND,
     ErrorKind,
@@ -33,11 +34,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("acp_gateway.callbacks")
 
-MAX_QUESTIONS: Final = 64
 FORWARD_TIMEOUT: Final = 30.0
 BIG_CONTENT: Final = 8 * 1024 * 1024
-_DRAIN_ANSWER: Final[dict[str, Any]] = {"messages": [], "items": [], "hasQueuedPrompt": False}
-"""One refusal of ``craft/drainMidTurnQueue`` would switch the feature off in qwen for good."""
 
 
 class AgentCallbacks:
@@ -55,9 +53,7 @@ class AgentCallbacks:
         if method == "session/request_permission":
             self._ask(host, id, params, nursery)
         elif method == "craft/drainMidTurnQueue":
-            host.respond(
-                id, {**_DRAIN_ANSWER, "hasQueuedPrompt": bool(self._session.queue.waiting)}
-            )
+            self._drain(host, id)
         elif method in ("fs/read_text_file", "fs/write_text_file"):
             nursery.start_soon(self._file, host, id, method, params)
         else:
@@ -73,14 +69,14 @@ class AgentCallbacks:
     # ---- permissions ----------------------------------------------------------------------------
 
     def _ask(self, host: AgentRpc, id: bytes, params: Any, nursery: trio.Nursery) -> None:
-        session = self._session
+        session, desk = self._session, self._session.desk
         options = params.get("options")
-        ids = frozenset(
-            option["optionId"]
+        usable = [
+            option
             for option in (options if isinstance(options, list) else ())
             if isinstance(option, dict) and isinstance(option.get("optionId"), str)
-        )
-        if not ids or not isinstance(params.get("toolCall"), dict):
+        ]
+        if not usable or not isinstance(params.get("toolCall"), dict):
             host.respond_error(
                 id,
                 {
@@ -89,58 +85,86 @@ class AgentCallbacks:
                 },
             )
             return
+        if session.over is not None:
+            # Nothing is told any more behind the session's last event.
+            host.respond(id, {"outcome": {"outcome": "cancelled"}})
+            return
         key = dumps(loads(id))
-        request_id = uuid.uuid4().hex
+        request_id = str(uuid.uuid4())
         meta = params.get("_meta")
         meta = dict(meta) if isinstance(meta, dict) else {}
         theirs = meta.get("qwen")
         meta["qwen"] = {**(theirs if isinstance(theirs, dict) else {}), "requestId": request_id}
-        question = Question(
-            request_id,
-            {**params, "sessionId": session.id, "_meta": meta},
-            ids,
-            lambda question: self._settled(host, id, key, question),
-        )
-        running = session.queue.running
-        cancelled = running is not None and running.cancel_requested
-        session.board.ask(question)
+        try:
+            question = desk.ask(
+                session,
+                request_id,
+                {**params, "sessionId": session.id, "_meta": meta},
+                lambda question: self._settled(host, id, key, question),
+            )
+        except CancelSentinelCollision as exc:
+            host.respond_error(id, {"code": INTERNAL_ERROR, "message": str(exc)})
+            return
+        if not question.open:
+            return
         self._questions[key] = question
-        if cancelled or len(session.board) > MAX_QUESTIONS:
-            session.board.end(question, Settled.CANCEL)
+        running = session.queue.running
+        if running is not None and running.cancel_requested:
+            desk.end(question, Settled.CANCEL)
             return
         session.touch()
         for client in tuple(session.clients.values()):
             client.ask(session, question)
-        nursery.start_soon(self._expire, question)
-
-    async def _expire(self, question: Question) -> None:
-        await trio.sleep(self._settings.permission_timeout)
-        if self._session.board.end(question, Settled.TIMEOUT):
-            log.info("permission_timeout", session_id=self._session.id)
+        nursery.start_soon(desk.wait, question)
 
     def _settled(self, host: AgentRpc, id: bytes, key: bytes, question: Question) -> None:
         session = self._session
         self._questions.pop(key, None)
         if question.reason is not Settled.WITHDRAWN and host.alive:
             host.respond(id, question.result)
-        outcome = (question.result or {}).get("outcome")
-        session.notice(
-            "permission_resolved",
-            requestId=question.request_id,
-            outcome=outcome,
-            reason=question.reason.value if question.reason else None,
-            **({"voterClientId": question.voter} if question.voter else {}),
-        )
         for client in tuple(session.clients.values()):
             client.question_over(session, question)
-        session.wake()
 
     def withdraw(self, request_id: Any) -> None:
         """``$/cancel_request`` of the agent for a question it asked."""
         question = self._questions.get(dumps(request_id))
         if question is not None:
             # It still wants an answer to its request (ACP v1: the original MUST be answered).
-            self._session.board.end(question, Settled.CANCEL)
+            self._session.desk.end(question, Settled.CANCEL)
+
+    # ---- messages for the running turn ----------------------------------------------------------
+
+    def _drain(self, host: AgentRpc, id: bytes) -> None:
+        """``craft/drainMidTurnQueue``; one refusal would switch it off in qwen for good."""
+        session = self._session
+        taken = session.mid_turn.take()
+        host.respond(
+            id,
+            {
+                "messages": [each.text for each in taken],
+                "items": [
+                    {
+                        "messageId": each.message_id,
+                        "displayText": each.text,
+                        "content": list(each.content),
+                    }
+                    for each in taken
+                ],
+                "hasQueuedPrompt": bool(session.queue.waiting),
+            },
+        )
+        running = session.queue.running
+        if taken:
+            clients = {each.client for each in taken}
+            session.publish(
+                "mid_turn_message_injected",
+                prompt_id=None if running is None else running.prompt_id,
+                client=clients.pop() if len(clients) == 1 else None,
+                messages=[each.text for each in taken],
+                messageIds=[each.message_id for each in taken],
+                items=[{"content": list(each.content)} for each in taken],
+            )
+            session.wake()
 
     # ---- files ----------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ restores the session there with ``session/load``, out of the clients' sight.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,23 +19,22 @@ import trio
 
 from acp_gateway.config import Settings
 from acp_gateway.core.event_ring import Kind, Record
-from acp_gateway.core.permissions import QuestionBoard, Settled
-from acp_gateway.core.turn_queue import Turn
+from acp_gateway.core.mediator import Question, Rule, Settled
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError, unsupported
+from acp_gateway.runtime import qwen_notices
 from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_pool import AgentPool
 from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.agent_rpc import AgentRpc, Call
 from acp_gateway.runtime.callbacks import AgentCallbacks
+from acp_gateway.runtime.permission_desk import PermissionDesk
 from acp_gateway.runtime.ring_budget import RingBudget
-from acp_gateway.runtime.session_feed import SessionFeed
-from acp_gateway.runtime.wakeup import Wakeup
+from acp_gateway.runtime.session_turns import CANCELLED_RESULT, SessionTurns
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.wire.json_codec import dumps, loads, valid_utf8
 
 log = structlog.get_logger("acp_gateway.session")
 
-CANCELLED_RESULT: Final[dict[str, Any]] = {"stopReason": "cancelled"}
 CLOSE_TIMEOUT: Final = 5.0
 How = Literal["new", "load", "resume"]
 
@@ -55,6 +53,8 @@ class Opening:
     """The workspace root that ``cwd`` lies in; the child's working directory."""
     roots: tuple[Path, ...]
     """Everything that the session may touch."""
+    rule: Rule | None = None
+    """Its own permission policy; the daemon's when absent."""
 
 
 def _session_id_in(call: Call) -> str | None:
@@ -63,7 +63,7 @@ def _session_id_in(call: Call) -> str | None:
     return session_id if isinstance(session_id, str) else None
 
 
-class Session(SessionFeed):
+class Session(SessionTurns):
     def __init__(
         self,
         opening: Opening,
@@ -72,23 +72,28 @@ class Session(SessionFeed):
         settings: Settings,
         budget: RingBudget,
         workspace: Workspace,
+        desk: PermissionDesk,
     ) -> None:
-        super().__init__(opening.session_id or "", settings, budget)
-        self.profile = profile
+        super().__init__(opening.session_id or "", profile, settings, budget, desk)
         self.opening = opening
         self.cwd = opening.cwd
         self.prompted = opening.how != "new"
-        self.board = QuestionBoard()
+        self.rule = opening.rule or desk.rule
+        """Who may answer its permission requests."""
         self._pool = pool
         self._callbacks = AgentCallbacks(self, workspace, settings)
-        self._host: AgentHost | None = None
+        self.display_name: str | None = None
+        """What a client named it; else it has the agent's title."""
+        self.title_source: str | None = None
+        self.switching = 0
+        """Changes of mode or model by clients that are under way."""
+        self.labels: dict[str, str] = {}
+        """What made it, as its creator said: ``sourceType``, ``sourceId``."""
         self._restore_error: GatewayError | None = None
         self._changed = trio.Event()
         self._wanted = trio.Event()
         self._closing = trio.Event()
         self._opening_scope = trio.CancelScope()
-        self._turn_wakeup = Wakeup()
-        self._turn_scope: trio.CancelScope | None = None
         self._nursery: trio.Nursery | None = None
         self.name_for: Callable[[str], str] = str
         """Set by the manager: the north id for an agent's id (an alias on a collision)."""
@@ -115,7 +120,9 @@ class Session(SessionFeed):
             # A bug: this session ends with a reason, its siblings live on.
             log.exception("session_failed", session_id=self.id)
             self.over = GatewayError(ErrorKind.INTERNAL, "The session failed inside the gateway")
-            self.notice("session_died", reason="internal", recoverable=False)
+            self.desk.end_session(self.id, Settled.CLOSED)
+            self._flush_turns(self.over, "session_closed")
+            self._died("internal", self.over, recoverable=False)
         finally:
             self._finish()
         if not ready and self.over is not None:
@@ -136,6 +143,7 @@ class Session(SessionFeed):
                     if self._opening_scope.cancelled_caught:
                         return
                     self._host = host
+                    self.halted = False
                     self._restore_error = None
                     self._signal()
                     if not ready:
@@ -156,8 +164,10 @@ class Session(SessionFeed):
                 self._restore_error = exc
                 self._signal()
                 if isinstance(exc, AgentError) or exc.kind is ErrorKind.UNSUPPORTED_BY_AGENT:
-                    self.notice("session_closed", reason="not_restored", message=exc.message)
                     self.over = exc
+                    self._flush_turns(exc, "channel_closed")
+                    self.publish("session_closed", reason="not_restored", message=exc.message)
+                    self.seal()
             if self.over is not None:
                 raise self.over
             self._wanted = trio.Event()
@@ -255,56 +265,66 @@ class Session(SessionFeed):
 
     def _lost(self, host: AgentHost) -> None:
         """The agent is gone while the session lives."""
-        self.board.end_all(Settled.WITHDRAWN)
+        self.desk.end_session(self.id, Settled.WITHDRAWN)
         reason = host.ending or GatewayError(ErrorKind.AGENT_EXITED, "The agent is gone")
         can_load = host.can_load
-        data = {key: value for key, value in reason.data.items() if key != "stderr"}
-        self.notice(
-            "session_died",
-            reason=reason.kind.word,
-            message=reason.message,
-            recoverable=can_load,
-            **data,
-        )
-        self.wake()
         # What had been sent to it was settled by the host; a turn that still waits for an agent
         # gets the next one.
         if not can_load:
             self.over = reason
+            self._flush_turns(reason, "channel_closed")
+        self._died("channel_closed", reason, recoverable=can_load)
         self._signal()
+
+    def _died(self, word: str, reason: GatewayError, *, recoverable: bool) -> None:
+        data = reason.data
+        self.publish(
+            "session_died",
+            reason=word,
+            message=reason.message,
+            errorKind=reason.kind.word,
+            exitCode=data.get("exitCode"),
+            signalCode=data.get("signal"),
+            recoverable=recoverable,
+        )
+        self.halted, self.sealed = True, self.sealed or not recoverable
+        self.wake()
 
     def _finish(self) -> None:
         error = self.over or GatewayError(
             ErrorKind.SESSION_CLOSED, "The session was closed", sessionId=self.id
         )
         self.over = error
-        for turn in (self.queue.running, *self.queue.waiting):
-            if turn is not None:
-                self._settle(turn, error)
-        self.board.end_all(Settled.CLOSED)
+        self.desk.end_session(self.id, Settled.CLOSED)
+        self._flush_turns(error, "session_closed")
+        self.desk.forget(self)
         if self._host is not None:
             self._host.release(self.agent_id, self)
             if self._host.can("close"):
                 # Cut short (a bug, a cancelled start): a shared agent would keep the session.
                 self._host.call("session/close", {"sessionId": self.agent_id})
             self._host = None
-        self._budget.remove(self.ring)
         for client in tuple(self.clients.values()):
             client.session_over(self)
         self.clients.clear()
-        for sub in self.subs:
-            sub.ended = True
-        self.wake()
+        self.end()
         self._signal()
         self.ended.set()
         self.drained()
 
-    async def close(self, reason: str, error: GatewayError | None = None) -> None:
-        """Close for everybody: the running turn ends ``cancelled``, clients are told ``reason``."""
-        self.begin_close(reason, error)
+    async def close(
+        self, reason: str, error: GatewayError | None = None, *, client: str | None = None
+    ) -> None:
+        """Close for everybody: the running turn ends ``cancelled``, clients are told ``reason``.
+
+        ``client``: who closed it.
+        """
+        self.begin_close(reason, error, client=client)
         await self.ended.wait()
 
-    def begin_close(self, reason: str, error: GatewayError | None = None) -> None:
+    def begin_close(
+        self, reason: str, error: GatewayError | None = None, *, client: str | None = None
+    ) -> None:
         if self.over is not None:
             return
         self.over = error or GatewayError(
@@ -313,15 +333,18 @@ class Session(SessionFeed):
             remedy="load it again, or start a new session",
             sessionId=self.id,
         )
-        self.board.end_all(Settled.CLOSED)
-        running = self.queue.running
-        if running is not None and self._host is not None:
+        self.desk.end_session(self.id, Settled.CLOSED)
+        if self.queue.running is not None and self._host is not None:
             self._host.notify("session/cancel", {"sessionId": self.agent_id})
-        for turn in (running, *self.queue.waiting):
-            if turn is not None:
-                self._settle(turn, CANCELLED_RESULT if error is None else error)
-        self.notice("session_closed", reason=reason)
-        self.wake()
+        stopping = reason == "daemon_shutdown"
+        outcome = CANCELLED_RESULT if error is None else error
+        self._flush_turns(outcome, reason if stopping else "session_closed")
+        if stopping:
+            self.publish("session_died", reason=reason, exitCode=None, signalCode=None)
+        else:
+            by = {} if client is None else {"closedBy": client}
+            self.publish("session_closed", client=client, reason=reason, **by)
+        self.seal()
         self._closing.set()
         self._opening_scope.cancel()  # a close does not wait for a restore
 
@@ -383,138 +406,6 @@ class Session(SessionFeed):
         if self._host is not None:
             self._host.notify(method, self._for_agent(params))
 
-    def _for_agent(self, params: dict[str, Any]) -> dict[str, Any]:
-        if self.agent_id != self.id:
-            return {**params, "sessionId": self.agent_id}
-        return params
-
-    # ---- turns ----------------------------------------------------------------------------------
-
-    def submit(self, params: dict[str, Any], *, origin: str | None, key: str | None = None) -> Turn:
-        """Admit a prompt, or find the turn that the same key made. Raises ``prompt_queue_full``."""
-        known = self.queue.find(key)
-        if known is not None:
-            return known
-        if self.over is not None:
-            raise self.over
-        turn = Turn(uuid.uuid4().hex, params, origin=origin, key=key)
-        self.queue.submit(turn, self.id)
-        self.prompted = True
-        self.touch()
-        self._turn_wakeup.set()
-        return turn
-
-    def cancel(self, origin: str | None) -> None:
-        """End the running turn and the waiting ones of ``origin``. Nothing running: nothing."""
-        self.queue.withdraw(lambda turn: turn.origin == origin, CANCELLED_RESULT)
-        if self.queue.running is not None:
-            self._cancel_running(self.queue.running)
-
-    def cancel_turn(self, turn: Turn) -> None:
-        """End one turn, running or waiting."""
-        if turn is self.queue.running:
-            self._cancel_running(turn)
-        elif not turn.settled:
-            self._settle(turn, CANCELLED_RESULT)
-
-    def _cancel_running(self, turn: Turn) -> None:
-        self.board.end_all(Settled.CANCEL)
-        if turn.cancel_requested:
-            return
-        turn.cancel_requested = True
-        if self._host is not None:
-            self._host.notify("session/cancel", {"sessionId": self.agent_id})
-        if self._turn_scope is not None:
-            self._turn_scope.deadline = trio.current_time() + self._settings.cancel_timeout
-
-    async def _turns(self) -> None:
-        while True:
-            await self._turn_wakeup.wait()
-            while (turn := self.queue.start_next()) is not None:
-                await self._run_turn(turn)
-
-    async def _run_turn(self, turn: Turn) -> None:
-        with trio.CancelScope() as scope:
-            self._turn_scope = scope  # a cancel has its deadline here too
-            try:
-                host = await self.agent()
-            except GatewayError as exc:
-                self._settle(turn, exc)
-                return
-            finally:
-                self._turn_scope = None
-        if scope.cancelled_caught or turn.cancel_requested or turn.settled:
-            self._settle(turn, CANCELLED_RESULT)
-            return
-        if not self.profile.quirks.echoes_prompt:
-            self.echo(turn)
-        over = trio.Event()
-        turn.when_settled(lambda _: over.set())
-        call = host.call(
-            "session/prompt",
-            self._for_agent(turn.params),
-            lambda call: self._prompt_replied(turn, call),
-        )
-        with trio.CancelScope() as scope:
-            self._turn_scope = scope
-            try:
-                await over.wait()
-            finally:
-                self._turn_scope = None
-        if not turn.settled:
-            host.forget(call)
-            self._unresponsive(turn, host)
-
-    def _prompt_replied(self, turn: Turn, call: Call) -> None:
-        outcome: Any
-        if turn.cancel_requested and (
-            call.result is not None or isinstance(call.error, AgentError)
-        ):
-            # Whatever word the agent has for it, the turn was cancelled (goose says end_turn).
-            result = loads(bytes(call.result)) if call.result is not None else {}
-            outcome = {**(result if isinstance(result, dict) else {}), **CANCELLED_RESULT}
-        elif call.result is not None:
-            outcome = call.result
-        else:
-            outcome = call.error
-        self._settle(turn, outcome)
-
-    def _settle(self, turn: Turn, outcome: Any) -> None:
-        # Observers first: they tie the answer to this place in the ring, before turn_complete.
-        running = turn is self.queue.running
-        if not self.queue.settle(turn, outcome):
-            return
-        self.touch()
-        if running:
-            # Nothing of this turn may be asked any more.
-            self.board.end_all(Settled.CANCEL)
-        if isinstance(outcome, GatewayError):
-            self.notice(
-                "turn_error",
-                promptId=turn.prompt_id,
-                message=outcome.message,
-                code=outcome.kind.word,
-            )
-        else:
-            result = outcome if isinstance(outcome, dict) else loads(bytes(outcome))
-            stop = result.get("stopReason") if isinstance(result, dict) else None
-            self.notice("turn_complete", promptId=turn.prompt_id, stopReason=stop)
-        self.wake()
-        self._turn_wakeup.set()
-
-    def _unresponsive(self, turn: Turn, host: AgentHost) -> None:
-        error = GatewayError(
-            ErrorKind.AGENT_UNRESPONSIVE,
-            f"The agent {self.profile.name} did not end a cancelled turn within "
-            f"{self._settings.cancel_timeout:g} s",
-            agent=self.profile.name,
-        )
-        self._settle(turn, CANCELLED_RESULT)
-        if self._settings.isolation == "session":
-            host.end(error)
-        else:
-            self.begin_close("agent_unresponsive", error)
-
     # ---- events ---------------------------------------------------------------------------------
 
     def on_agent_request(self, host: AgentRpc, id: bytes, method: str, params: Any) -> None:
@@ -524,6 +415,8 @@ class Session(SessionFeed):
     def on_agent_notification(self, method: str, params: dict[str, Any], line: bytes) -> None:
         if method == "$/cancel_request":
             self._callbacks.withdraw(params.get("requestId"))
+        elif method.startswith(qwen_notices.PREFIX):
+            qwen_notices.publish(self, method[len(qwen_notices.PREFIX) :], params)
         elif method.startswith("_") and not self._muted:
             # An extension of the agent: clients that know it get it as it came.
             if params.get("sessionId") == self.agent_id != self.id:
@@ -532,7 +425,25 @@ class Session(SessionFeed):
                 )
             # White space between tokens may be a CR, at which SSE would end the line.
             line = valid_utf8(line).replace(b"\r", b" ")
-            self._append(Record(Kind.NOTICE, method, line, time.time()))
+            self.append(Record(Kind.NOTICE, method, line, time.time()))
+
+    @property
+    def title(self) -> str | None:
+        return self.display_name or self.state.title
+
+    def rename(self, name: str, *, source: str, client: str | None = None) -> None:
+        """Give it a title, and tell everybody."""
+        self.display_name, self.title_source = name, source
+        self.publish_update({"sessionUpdate": "session_info_update", "title": name}, client)
+        self.publish(
+            "session_metadata_updated", client=client, displayName=name, titleSource=source
+        )
+        self.wake()
+
+    @property
+    def has_agent(self) -> bool:
+        """Its agent lives; else the next request restores it on another."""
+        return self._host is not None and self._host.alive
 
     @property
     def restorable(self) -> bool:
@@ -542,4 +453,19 @@ class Session(SessionFeed):
 
     @property
     def idle(self) -> bool:
-        return not len(self.queue) and not any(each.present for each in self.clients.values())
+        return (
+            not len(self.queue)
+            and not self.streams
+            and not any(each.present for each in self.clients.values())
+        )
+
+    @property
+    def linger(self) -> float:
+        """Seconds that it is kept while idle."""
+        used = self.prompted or bool(self.parties)
+        return self._settings.linger if used else self._settings.linger_unprompted
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The open permission requests."""
+        return self.desk.pending(self.id)

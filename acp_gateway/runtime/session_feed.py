@@ -1,24 +1,24 @@
 """What a session tells, and to whom: its events, their history, the clients that follow it.
 
-Publishing is synchronous: a record goes into the ring and nobody is awaited. How far a slow client
-may hold up the agent is decided in `SessionFeed.flow`.
+How far a slow client may hold up the agent is decided in `SessionFeed.flow`.
 """
 
 from __future__ import annotations
 
 import time
-import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 
 from acp_gateway.config import Settings
-from acp_gateway.core.event_ring import EventRing, Kind, Record
+from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.core.outlet import Subscription
 from acp_gateway.core.text_split import split_update
 from acp_gateway.core.transcript import Transcript
 from acp_gateway.core.turn_queue import Turn, TurnQueue
-from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.runtime.feed import Feed
+from acp_gateway.runtime.parties import Parties
 from acp_gateway.runtime.ring_budget import RingBudget
 from acp_gateway.runtime.session_state import SessionState
 from acp_gateway.runtime.wakeup import Wakeup
@@ -26,6 +26,7 @@ from acp_gateway.wire.json_codec import dumps, loads, valid_utf8
 from acp_gateway.wire.jsonrpc import notification_bytes
 
 if TYPE_CHECKING:
+    from acp_gateway.core.mediator import Question
     from acp_gateway.runtime.session import Session
 
 _NOTED: Final = frozenset(
@@ -34,8 +35,19 @@ _NOTED: Final = frozenset(
         "current_mode_update",
         "config_option_update",
         "session_info_update",
+        "usage_update",
     }
 )
+
+
+_WORKSPACE_WIDE: Final = frozenset(
+    {"session_closed", "session_died", "session_metadata_updated", "session_branched"}
+)
+"""Of interest also to who follows the workspace and not the session."""
+
+
+def _nobody(kind: str, data: dict[str, Any], client: str | None) -> None:
+    """Tell no one."""
 
 
 class ClientGone(Exception):
@@ -50,39 +62,39 @@ class Client(Protocol):
     @property
     def origin(self) -> str: ...
     @property
+    def client_id(self) -> str: ...
+    @property
+    def loopback(self) -> bool: ...
+    @property
     def present(self) -> bool: ...
     @property
     def reads_files(self) -> bool: ...
     @property
     def writes_files(self) -> bool: ...
-    def ask(self, session: Session, question: Any) -> None: ...
-    def question_over(self, session: Session, question: Any) -> None: ...
+    def ask(self, session: Session, question: Question) -> None: ...
+    def question_over(self, session: Session, question: Question) -> None: ...
     def session_over(self, session: Session) -> None: ...
     async def forward(self, session: Session, method: str, params: Any) -> Any: ...
 
 
-class SessionFeed:
+class SessionFeed(Feed):
     def __init__(self, session_id: str, settings: Settings, budget: RingBudget) -> None:
-        self.id = session_id
-        """What clients call it; set before `run` reports ready."""
+        self.transcript = Transcript(settings.transcript_bytes)
+        # ``id`` is what clients call it; set before `run` reports ready.
+        super().__init__(session_id, settings, budget, transcript=self.transcript)
         self.agent_id = session_id
         """What the agent calls it; differs only when two live sessions collide."""
-        self.epoch = uuid.uuid4().hex
         self.created_at = self.updated_at = time.time()
         self.last_used = trio.current_time()
-        self.transcript = Transcript(settings.transcript_bytes)
-        self.ring = EventRing(
-            settings.event_ring_size, settings.event_ring_bytes, self.transcript.add
-        )
         self.state = SessionState()
         self.queue = TurnQueue(settings.max_queued_prompts)
         self.clients: dict[str, Client] = {}
-        self.subs: set[Subscription] = set()
-        self.over: GatewayError | None = None
-        """Why the session is closed or closing; None while it lives."""
+        """Connections that follow it."""
+        self.parties = Parties()
+        """Everybody who has a client id here, connected or not."""
         self.ended = trio.Event()
-        self._settings = settings
-        self._budget = budget
+        self.tell_workspace: Callable[[str, dict[str, Any], str | None], None] = _nobody
+        """Set by the manager."""
         self._muted = False
         """The agent replays what clients have: nothing of it is published."""
         self._drained = Wakeup()
@@ -94,7 +106,7 @@ class SessionFeed:
         """A ``session/update`` of the agent: into the ring, nothing awaited."""
         if kind in _NOTED:
             self.state.note(kind, line)
-        if self._muted:
+        if self._muted or self.sealed:
             return
         if not line.isascii():
             line = valid_utf8(line)
@@ -105,86 +117,50 @@ class SessionFeed:
             message["params"]["sessionId"] = self.id
             line = dumps(message)
         running = self.queue.running
-        prompt_id = None if running is None else running.prompt_id
+        prompt_id, client = (None, None) if running is None else (running.prompt_id, running.client)
         if len(line) > 512 * 1024:
             for part in split_update(line, kind):
-                self._append(Record(Kind.UPDATE, kind, part, now, prompt_id))
+                self.append(Record(Kind.UPDATE, kind, part, now, prompt_id, None, client))
             return
-        self.ring.append(Record(Kind.UPDATE, kind, line, now, prompt_id))
+        self.ring.append(Record(Kind.UPDATE, kind, line, now, prompt_id, None, client))
         self._budget.total += len(line)
 
     def echo(self, turn: Turn) -> None:
         """The user's message, as its turn starts; everybody gets it but who sent it."""
+        now = time.time()
         blocks = turn.params.get("prompt")
+        meta = {"serverTimestamp": int(now * 1000), "source": "bridge-echo"}
+        name = "user_message_chunk"
         for block in blocks if isinstance(blocks, list) else ():
-            line = dumps(
-                {
-                    "jsonrpc": "2.0",
-                    "method": "session/update",
-                    "params": {
-                        "sessionId": self.id,
-                        "update": {"sessionUpdate": "user_message_chunk", "content": block},
-                    },
-                }
-            )
-            for part in split_update(line, "user_message_chunk"):
-                self._append(
-                    Record(
-                        Kind.ECHO,
-                        "user_message_chunk",
-                        part,
-                        time.time(),
-                        turn.prompt_id,
-                        turn.origin,
-                    )
+            update = {"sessionUpdate": name, "content": block, "_meta": meta}
+            line = notification_bytes("session/update", {"sessionId": self.id, "update": update})
+            for part in split_update(line, name):
+                self.append(
+                    Record(Kind.ECHO, name, part, now, turn.prompt_id, turn.origin, turn.client)
                 )
         self.wake()
 
-    def publish_update(self, update: dict[str, Any]) -> None:
+    def publish_update(self, update: dict[str, Any], client: str | None = None) -> None:
         """A ``session/update`` that the gateway itself has to tell."""
+        name = str(update.get("sessionUpdate"))
         line = notification_bytes("session/update", {"sessionId": self.id, "update": update})
-        self.state.note(str(update.get("sessionUpdate")), line)
-        self._append(Record(Kind.UPDATE, str(update.get("sessionUpdate")), line, time.time()))
+        self.state.note(name, line)
+        self.append(Record(Kind.UPDATE, name, line, time.time(), None, None, client))
         self.wake()
 
-    def notice(self, kind: str, **data: Any) -> None:
-        if not self.id:
-            return
-        line = notification_bytes(
-            "_qwen/notify", {"kind": kind, "data": {"sessionId": self.id, **data}}
-        )
-        self._append(Record(Kind.NOTICE, kind, line, time.time()))
-
-    def _append(self, record: Record) -> None:
-        self.ring.append(record)
-        self._budget.total += len(record.line)
-        if self.ring.full or self._budget.over:
-            self._trim()
-
-    def _trim(self) -> None:
-        ring = self.ring
-        now = trio.current_time()
-        stall = self._settings.stall_timeout
-        floor = ring.last_id
-        for sub in self.subs:
-            outlet = sub.outlet
-            if sub.cursor < floor and outlet is not None and outlet.progressing(now, stall):
-                floor = sub.cursor
-        before = ring.kept_bytes
-        cap = ring.max_bytes
-        if self._budget.over:
-            # Over the daemon's cap every busy session gives from its own, down to a small rest.
-            cap = min(cap, max(before - self._budget.excess, 256 * 1024))
-        ring.trim(floor, cap)
-        self._budget.total -= before - ring.kept_bytes
-
-    def wake(self) -> None:
-        """Tell the writers that the ring has grown; called once for a batch of updates."""
-        if self.ring.full or self._budget.over:
-            self._trim()
-        for sub in self.subs:
-            if sub.outlet is not None:
-                sub.outlet.wake()
+    def publish(
+        self,
+        kind: str,
+        *,
+        prompt_id: str | None = None,
+        client: str | None = None,
+        **data: Any,
+    ) -> None:
+        """Publish an event of the gateway's own; ``data`` gets the session's id."""
+        told = {"sessionId": self.id, **data}
+        self.notice(kind, prompt_id=prompt_id, client=client, data=told)
+        if kind in _WORKSPACE_WIDE:
+            self.tell_workspace(kind, told, client)
 
     # ---- flow: one slow reader may hold up its agent, a stalled one may not ---------------------
 
@@ -233,15 +209,7 @@ class SessionFeed:
         ``history``: from the beginning (transcript, then the ring). Else from the ring's end, or
         from behind ``last_event_id``. Raises ``subscriber_limit_exceeded``.
         """
-        if self.over is not None:
-            raise self.over
-        if len(self.subs) >= self._settings.max_subscribers:
-            raise GatewayError(
-                ErrorKind.SUBSCRIBER_LIMIT,
-                f"The session has {len(self.subs)} subscribers, the most it may have",
-                remedy="detach another client",
-                limit=self._settings.max_subscribers,
-            )
+        self.admit_reader()
         ring = self.ring
         lines: list[bytes] = []
         resumed = last_event_id is not None and ring.first_id - 1 <= last_event_id <= ring.last_id
@@ -257,6 +225,7 @@ class SessionFeed:
             sub.own_from = cursor  # what it missed is no history: its own words it has
         self.subs.add(sub)
         self.clients[client.id] = client
+        self.parties.join(client.client_id, client.origin)
         self.touch()
         return sub
 
@@ -281,6 +250,7 @@ class SessionFeed:
         self.subs.discard(sub)
         if self.clients.get(client.id) is client:
             del self.clients[client.id]
+            self.parties.leave(client.client_id)
         self.touch()
         self.drained()
 

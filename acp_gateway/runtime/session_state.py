@@ -18,6 +18,9 @@ class SessionState:
         self.models: dict[str, Any] | None = None
         self.title: str | None = None
         self.commands: list[Any] = []
+        self.skills: list[Any] = []
+        self.usage: dict[str, Any] | None = None
+        """The last ``usage_update``: tokens in the context, and what fits."""
         self.meta: dict[str, Any] = {}
 
     def opened(self, result: dict[str, Any]) -> None:
@@ -53,10 +56,45 @@ class SessionState:
         elif kind == "available_commands_update":
             commands = update.get("availableCommands")
             self.commands = commands if isinstance(commands, list) else []
+            meta = update.get("_meta")
+            skills = meta.get("availableSkills") if isinstance(meta, dict) else None
+            self.skills = skills if isinstance(skills, list) else []
+        elif kind == "usage_update":
+            self.usage = update
 
     @property
-    def mode(self) -> Any:
-        return None if self.modes is None else self.modes.get("currentModeId")
+    def mode(self) -> str | None:
+        mode = None if self.modes is None else self.modes.get("currentModeId")
+        return mode if isinstance(mode, str) else None
+
+    @property
+    def model(self) -> str | None:
+        """From the models, else from the configuration option that stands for them."""
+        model = None if self.models is None else self.models.get("currentModelId")
+        option = self.option("model") if model is None else None
+        if option is not None:
+            model = option.get("currentValue")
+        return model if isinstance(model, str) else None
+
+    @property
+    def offered_models(self) -> list[dict[str, Any]]:
+        """``{modelId, name, …}`` of each model, also where they are a configuration option."""
+        models = (self.models or {}).get("availableModels")
+        if isinstance(models, list):
+            return [each for each in models if isinstance(each, dict) and "modelId" in each]
+        options = (self.option("model") or {}).get("options")
+        return [
+            {"modelId": each["value"], "name": each.get("name")}
+            for each in (options if isinstance(options, list) else ())
+            if isinstance(each, dict) and "value" in each
+        ]
+
+    def option(self, category: str) -> dict[str, Any] | None:
+        """The first configuration option of this category (ACP v1)."""
+        for each in self.config_options or ():
+            if isinstance(each, dict) and category in (each.get("category"), each.get("id")):
+                return each
+        return None
 
     def set_mode(self, mode_id: Any) -> None:
         if self.modes is not None and isinstance(mode_id, str):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import structlog
 import trio
 
 from acp_gateway.config import Settings
-from acp_gateway.protocol.converter import read, read_result
+from acp_gateway.core.mediator import Rule
+from acp_gateway.protocol.converter import read
 from acp_gateway.protocol.errors import (
     RESOURCE_NOT_FOUND,
     AgentError,
@@ -24,27 +26,24 @@ from acp_gateway.protocol.errors import (
     unsupported,
 )
 from acp_gateway.protocol.types import (
-    ListSessionsParams,
-    ListSessionsResult,
     LoadSessionParams,
     NewSessionParams,
 )
-from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_pool import AgentPool
 from acp_gateway.runtime.agent_profile import AgentProfile
+from acp_gateway.runtime.feed import Feed
+from acp_gateway.runtime.parties import ClientIds
+from acp_gateway.runtime.permission_desk import PermissionDesk
 from acp_gateway.runtime.ring_budget import RingBudget
 from acp_gateway.runtime.session import How, Opening, Session
+from acp_gateway.runtime.session_catalog import SessionCatalog, iso
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.runtime.writer_lock import WriterLocks
-from acp_gateway.wire.json_codec import dumps
 
 log = structlog.get_logger("acp_gateway.sessions")
 
 REAP_INTERVAL: Final = 5.0
 REMEMBERED_STARTS: Final = 128
-REMEMBERED_LISTS: Final = 16
-LIST_TIMEOUT: Final = 5.0
-"""A list is not worth waiting longer for an agent that is at work."""
 
 
 class SessionManager:
@@ -62,12 +61,19 @@ class SessionManager:
         self.workspace = workspace
         self.settings = settings
         self.draining = False
+        self.desk = PermissionDesk(settings)
+        self.client_ids = ClientIds()
         self._budget = RingBudget(settings.total_ring_bytes)
+        self.feed = Feed("workspace", settings, self._budget)
+        """What happens to the workspace as a whole, also while no session is open."""
         self._locks = locks
-        self._starting = 0
+        self.starting = 0
+        """Sessions that are being opened."""
+        self._defaults: dict[tuple[str, Path], str] = {}
+        self._default_starting: dict[tuple[str, Path], trio.Event] = {}
         self._loading: dict[str, trio.Event] = {}
         self._started_by_key: dict[str, str] = {}
-        self._listed: dict[tuple[str, bytes], dict[str, Any]] = {}
+        self.catalog = SessionCatalog(self.sessions, profiles, pool, workspace)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -82,11 +88,10 @@ class SessionManager:
     def _reap(self) -> None:
         now = trio.current_time()
         for session in tuple(self.sessions.values()):
-            prompted = session.prompted
-            linger = self.settings.linger if prompted else self.settings.linger_unprompted
+            linger = session.linger
             if session.idle and now - session.last_used > linger:
                 log.info("session_reaped", session_id=session.id, idle=round(linger))
-                session.begin_close("idle")
+                session.begin_close("idle_timeout")
 
     async def close_all(self, reason: str, grace: float) -> None:
         """Close every session at once; bounded."""
@@ -95,6 +100,8 @@ class SessionManager:
             async with trio.open_nursery() as nursery:
                 for session in tuple(self.sessions.values()):
                     nursery.start_soon(session.close, reason)
+        self.feed.over = GatewayError(ErrorKind.SHUTTING_DOWN, "The gateway is shutting down")
+        self.feed.end()
 
     # ---- starting -------------------------------------------------------------------------------
 
@@ -107,7 +114,7 @@ class SessionManager:
                 remedy="reconnect when it is back",
             )
         open_now = sum(session.over is None for session in self.sessions.values())
-        live = open_now + self._starting
+        live = open_now + self.starting
         if live >= self.settings.max_sessions and not self.make_room():
             raise GatewayError(
                 ErrorKind.SESSION_LIMIT,
@@ -154,14 +161,18 @@ class SessionManager:
         )
 
     async def create(
-        self, params: dict[str, Any], profile: AgentProfile, key: str | None = None
+        self,
+        params: dict[str, Any],
+        profile: AgentProfile,
+        key: str | None = None,
+        rule: Rule | None = None,
     ) -> Session:
         """A new session. ``key`` makes a repeated request find the session it made before."""
         known = self.sessions.get(self._started_by_key.get(key or "", ""))
         if known is not None:
             return known
         shape = read(NewSessionParams, params)
-        opening = await self._opening("new", params, shape, None)
+        opening = attrs.evolve(await self._opening("new", params, shape, None), rule=rule)
         session = await self._start(opening, profile)
         if key is not None:
             self._started_by_key[key] = session.id
@@ -169,11 +180,76 @@ class SessionManager:
                 del self._started_by_key[next(iter(self._started_by_key))]
         return session
 
+    async def create_or_attach(
+        self,
+        params: dict[str, Any],
+        profile: AgentProfile,
+        *,
+        shared: bool,
+        session_id: str | None,
+        rule: Rule | None,
+    ) -> tuple[Session, bool]:
+        """The directory's default session (``shared``) or a new one; and whether it was there.
+
+        Concurrent calls for the default session join. ``session_id``: the id that it must get.
+        """
+        if not shared:
+            return await self._create_named(params, profile, session_id, rule), False
+        cwd, _ = await self.workspace.resolve_directory(str(params.get("cwd")), "cwd")
+        place = (profile.name, cwd)
+        while (starting := self._default_starting.get(place)) is not None:
+            await starting.wait()
+        live = self.sessions.get(self._defaults.get(place, ""))
+        if live is not None and live.over is None:
+            return live, True
+        self._default_starting[place] = done = trio.Event()
+        try:
+            session = await self.create(params, profile, rule=rule)
+            self._defaults[place] = session.id
+            return session, False
+        finally:
+            done.set()
+            del self._default_starting[place]
+
+    async def _create_named(
+        self,
+        params: dict[str, Any],
+        profile: AgentProfile,
+        session_id: str | None,
+        rule: Rule | None,
+    ) -> Session:
+        if session_id is None:
+            return await self.create(params, profile, rule=rule)
+        if session_id in self.sessions or await self.catalog.directory_of(session_id, profile):
+            live = self.sessions.get(session_id)
+            raise GatewayError(
+                ErrorKind.SESSION_ID_CONFLICT,
+                f'There is a session with id "{session_id}" already',
+                remedy="load it, or choose another id",
+                sessionId=session_id,
+                conflict="persisted" if live is None else "live",
+                **({} if live is None else {"liveWorkspaceCwd": str(live.cwd)}),
+            )
+        session = await self.create(
+            {**params, "_meta": {"qwen-code/sessionId": session_id}}, profile, rule=rule
+        )
+        if session.id != session_id:
+            await session.close("client_close")
+            raise GatewayError(
+                ErrorKind.UNSUPPORTED_BY_AGENT,
+                f"The agent {profile.name} chooses the ids of its sessions itself",
+                remedy="leave sessionId out",
+                agent=profile.name,
+                requestedSessionId=session_id,
+                actualSessionId=session.id,
+            )
+        return session
+
     async def _start(self, opening: Opening, profile: AgentProfile) -> Session:
         assert self._nursery is not None
         self._admit()
         session = self._new(opening, profile)
-        self._starting += 1
+        self.starting += 1
         try:
             if opening.session_id is not None:
                 self._locks.acquire(profile.name, opening.session_id)
@@ -186,13 +262,16 @@ class SessionManager:
                 session = self._new(opening, profile)
                 await self._nursery.start(self._run, session)
         finally:
-            self._starting -= 1
+            self.starting -= 1
         log.info("session_started", session_id=session.id, agent=profile.name, how=opening.how)
         return session
 
     def _new(self, opening: Opening, profile: AgentProfile) -> Session:
-        session = Session(opening, profile, self.pool, self.settings, self._budget, self.workspace)
+        session = Session(
+            opening, profile, self.pool, self.settings, self._budget, self.workspace, self.desk
+        )
         session.name_for = self._north_name
+        session.tell_workspace = self._tell
         return session
 
     async def _run(self, session: Session, *, task_status: trio.TaskStatus[Session]) -> None:
@@ -207,6 +286,7 @@ class SessionManager:
                     manager._locks.acquire(session.profile.name, session.agent_id)
                 except GatewayError as exc:
                     log.warning("session_writer_conflict", session_id=session.id, error=exc.message)
+                manager._created(session)
                 task_status.started(value)
 
         try:
@@ -218,6 +298,20 @@ class SessionManager:
             if session.id:
                 reason = session.over.message if session.over else None
                 log.info("session_ended", session_id=session.id, reason=reason)
+
+    def _created(self, session: Session) -> None:
+        data = {
+            "sessionId": session.id,
+            "workspaceCwd": str(session.cwd),
+            "agent": session.profile.name,
+            "createdAt": iso(session.created_at),
+        }
+        self._tell("session_created", data, None)
+
+    def _tell(self, kind: str, data: dict[str, Any], client: str | None) -> None:
+        """An event of the workspace as a whole."""
+        self.feed.notice(kind, client=client, data=data)
+        self.feed.wake()
 
     def _north_name(self, agent_id: str) -> str:
         """The agent's id, or an alias when a live session has it already."""
@@ -281,88 +375,6 @@ class SessionManager:
         if code == RESOURCE_NOT_FOUND or "not found" in text or "no such session" in text:
             return self.not_found(session_id)
         return exc
-
-    # ---- listing --------------------------------------------------------------------------------
-
-    async def list(self, params: dict[str, Any], profile: AgentProfile) -> dict[str, Any]:
-        """Live and stored sessions, each once; live ones stand on the first page."""
-        wanted = read(ListSessionsParams, params)
-        stored: list[Any] = []
-        next_cursor = None
-        cwd = None if wanted.cwd is None else await self.workspace.real(wanted.cwd)
-        host = self.pool.any_host(profile)
-        if host is not None and host.can("list"):
-            asked = {key: value for key, value in params.items() if value is not None}
-            if cwd is not None:
-                asked["cwd"] = str(cwd)
-            result = await self._stored(host, asked)
-            listed = result.get("sessions")
-            stored = listed if isinstance(listed, list) else []
-            next_cursor = result.get("nextCursor")
-        elif wanted.cursor is not None:
-            raise GatewayError(ErrorKind.INVALID_PARAMS, "The cursor is not valid", field="cursor")
-        live = {
-            session.id: session
-            for session in self.sessions.values()
-            if session.profile is profile and session.over is None
-        }
-        sessions: list[Any] = []
-        if wanted.cursor is None:
-            told = {info.get("sessionId"): info for info in stored if isinstance(info, dict)}
-            sessions += [
-                self._info(session, told.get(session.id))
-                for session in sorted(live.values(), key=lambda each: -each.updated_at)
-                if cwd is None or cwd == session.cwd
-            ]
-        aliased = {session.agent_id for session in live.values()}
-        sessions += [
-            info
-            for info in stored
-            if isinstance(info, dict)
-            and info.get("sessionId") not in live
-            and info.get("sessionId") not in aliased
-        ]
-        return {
-            "sessions": sessions,
-            **({"nextCursor": next_cursor} if next_cursor is not None else {}),
-        }
-
-    async def _stored(self, host: AgentHost, asked: dict[str, Any]) -> dict[str, Any]:
-        """The agent's own list; its last answer to the same question when it is too busy."""
-        key = (host.profile.name, dumps(asked))
-        try:
-            result = await host.request("session/list", asked, timeout=LIST_TIMEOUT)
-        except AgentError:
-            raise
-        except GatewayError as exc:
-            log.info("session_list_from_memory", agent=host.profile.name, error=exc.message)
-            return self._listed.get(key, {})
-        read_result(ListSessionsResult, result)
-        answer: dict[str, Any] = result if isinstance(result, dict) else {}
-        self._listed[key] = answer
-        while len(self._listed) > REMEMBERED_LISTS:
-            del self._listed[next(iter(self._listed))]
-        return answer
-
-    def _info(self, session: Session, told: dict[str, Any] | None) -> dict[str, Any]:
-        info: dict[str, Any] = dict(told or {})
-        info["sessionId"] = session.id
-        info["cwd"] = str(session.cwd)
-        title = session.state.title or info.get("title")
-        if title is not None:
-            info["title"] = title
-        moment = datetime.fromtimestamp(session.updated_at, UTC)
-        info["updatedAt"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        meta = info.get("_meta")
-        info["_meta"] = {
-            **(meta if isinstance(meta, dict) else {}),
-            "acp_gateway": {
-                "live": True,
-                "clients": len(session.clients),
-                "running": session.queue.running is not None,
-            },
-        }
-        return info
 
     # ---- ending ---------------------------------------------------------------------------------
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeAlias
 
-import trio
-
-from acp_gateway.core.turn_queue import Turn
 from acp_gateway.protocol.capabilities import initialize_result
 from acp_gateway.protocol.converter import read
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError, unsupported
+from acp_gateway.protocol.extensions import RPC
 from acp_gateway.protocol.methods import strip_private_meta
 from acp_gateway.protocol.types import (
     AuthenticateParams,
@@ -25,11 +25,22 @@ from acp_gateway.protocol.types import (
 from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.rpc import MethodTable
 from acp_gateway.runtime.session import Session
+from acp_gateway.runtime.session_catalog import iso
+from acp_gateway.runtime.session_control import (
+    branch,
+    check_mode_word,
+    clean_name,
+    read_rule,
+    set_mode,
+    set_model,
+)
 from acp_gateway.runtime.sessions import SessionManager
 from acp_gateway.transports.connection import Connection, Context
 from acp_gateway.wire.jsonrpc import notification_bytes
 
 OWN_META = "acp_gateway"
+_WISHES = ("approvalMode", "modelServiceId")
+"""Of Qwen's client, which sends ``session/new`` for its ``POST /session``."""
 
 
 def own_meta(params: dict[str, Any]) -> dict[str, Any]:
@@ -62,11 +73,17 @@ def _resync(session: Session, last: int, epoch: Any) -> bytes:
     return notification_bytes("_qwen/notify", {"kind": "state_resync_required", "data": data})
 
 
+Operations: TypeAlias = Callable[[str, Connection, dict[str, Any]], Awaitable[Any]]
+
+
 class AcpAgent:
     """The handlers. They wait for domain work and never own it."""
 
     def __init__(self, manager: SessionManager) -> None:
         self._manager = manager
+        self.operations: Operations | None = None
+        """Runs one of `protocol.extensions`; set by the hub."""
+        self.client_ids = manager.client_ids
         self.methods = MethodTable(
             {
                 "initialize": self.initialize,
@@ -80,6 +97,7 @@ class AcpAgent:
                 "session/close": self.close,
                 "session/delete": self.delete,
                 "session/prompt": self.prompt,
+                "session/permission": self.vote,
                 "session/cancel": self.cancel,
                 "session/set_mode": self.set_mode,
                 "session/set_model": self.set_model,
@@ -155,20 +173,45 @@ class AcpAgent:
     # ---- sessions -------------------------------------------------------------------------------
 
     async def new(self, context: Context, params: dict[str, Any]) -> Any:
-        key = own_meta(params).get("requestKey")
+        own = own_meta(params)
+        key = own.get("requestKey")
+        wishes = {
+            name: params[name] for name in ("approvalMode", "modelServiceId") if name in params
+        }
+        params = {name: value for name, value in params.items() if name not in wishes}
         session = await self._manager.create(
             for_agent(params),
             context.connection.profile,
             key if isinstance(key, str) else None,
+            read_rule(own, self._manager.desk.rule),
         )
+        client = context.connection.client_id
+        with suppress(GatewayError):  # told by their own events
+            if "approvalMode" in wishes:
+                await set_mode(session, check_mode_word(wishes["approvalMode"]), client)
+            if isinstance(wishes.get("modelServiceId"), str):
+                await set_model(session, wishes["modelServiceId"], client)
         context.connection.follow(session, history=True, context=context)
-        return self._opened(session)
+        return self._opened(session, context.connection)
 
-    def _opened(self, session: Session, *, resumed: bool = False) -> dict[str, Any]:
+    def _opened(
+        self,
+        session: Session,
+        connection: Connection,
+        *,
+        resumed: bool = False,
+        attached: bool = False,
+    ) -> dict[str, Any]:
         # ``sessionId`` also for load and resume: two known clients open the session's stream only
         # when a result names it.
+        # The other plain members are for Qwen's client, which takes this for the REST answer.
         return {
             "sessionId": session.id,
+            "workspaceCwd": str(session.cwd),
+            "clientId": connection.client_id,
+            "createdAt": iso(session.created_at),
+            "attached": attached,
+            "hasActivePrompt": session.queue.running is not None,
             **session.state.as_result(),
             "_meta": {
                 **session.state.meta,
@@ -176,13 +219,14 @@ class AcpAgent:
                     "epoch": session.epoch,
                     "lastEventId": session.ring.last_id,
                     "resumed": resumed,
-                    "openPermissions": [each.request_id for each in session.board.open],
+                    "openPermissions": [each.request_id for each in session.questions],
                 },
             },
         }
 
     async def load(self, context: Context, params: dict[str, Any]) -> Any:
         read(LoadSessionParams, params)
+        attached = params["sessionId"] in self._manager.sessions
         session = await self._manager.open("load", for_agent(params), context.connection.profile)
         own = own_meta(params)
         last = own.get("lastEventId")
@@ -200,23 +244,39 @@ class AcpAgent:
         )
         if isinstance(last, int) and not resumed:
             sub.history.appendleft(_resync(session, last, own.get("epoch")))
-        return self._opened(session, resumed=resumed)
+        return self._opened(session, context.connection, resumed=resumed, attached=attached)
 
     async def resume(self, context: Context, params: dict[str, Any]) -> Any:
         read(ResumeSessionParams, params)
+        attached = params["sessionId"] in self._manager.sessions
         session = await self._manager.open("resume", for_agent(params), context.connection.profile)
         context.connection.follow(session, history=False, context=context)
-        return self._opened(session)
+        return self._opened(session, context.connection, attached=attached)
 
     async def list(self, context: Context, params: dict[str, Any]) -> Any:
+        if "workspaceCwd" in params:  # Qwen's client: the list of the REST route
+            meta = params.get("_meta")
+            size = meta.get("size") if isinstance(meta, dict) else None
+            asked = {**params, "workspace": params["workspaceCwd"], "size": size}
+            return await self._operation("session_list", context, asked)
         # A spare that is just starting knows the stored sessions.
         await self._manager.pool.handshake(context.connection.profile)
-        return await self._manager.list(for_agent(params), context.connection.profile)
+        return await self._manager.catalog.page(for_agent(params), context.connection.profile)
 
     async def fork(self, context: Context, params: dict[str, Any]) -> Any:
-        session = await self._manager.fork(for_agent(params), context.connection.profile)
+        shape = read(SessionIdParams, params)
+        if "cwd" in params:
+            session = await self._manager.fork(for_agent(params), context.connection.profile)
+        else:  # Qwen's client
+            source = self._manager.get(shape.session_id)
+            name = clean_name(params.get("name"), 200)
+            session, told = await branch(self._manager, source, name, None)
+            if told or name:
+                session.rename(told or name or "", source="manual")
         context.connection.follow(session, history=False, context=context)
-        return self._opened(session)
+        return self._opened(session, context.connection) | (
+            {} if session.display_name is None else {"displayName": session.display_name}
+        )
 
     async def close(self, context: Context, params: dict[str, Any]) -> Any:
         shape = read(SessionIdParams, params)
@@ -231,7 +291,7 @@ class AcpAgent:
         if others:
             connection.leave(session.id)
         else:
-            await session.close("client_close")
+            await session.close("client_close", client=connection.client_id)
         return {}
 
     async def delete(self, context: Context, params: dict[str, Any]) -> Any:
@@ -263,6 +323,7 @@ class AcpAgent:
             turn = session.submit(
                 for_agent(params),
                 origin=context.connection.origin,
+                client=context.connection.client_id,
                 key=key if isinstance(key, str) else None,
             )
         except GatewayError as exc:
@@ -278,16 +339,7 @@ class AcpAgent:
         turn = context.turn
         if turn is None:  # params were no object, or a transport did not admit
             raise GatewayError(ErrorKind.INVALID_PARAMS, "params must be an object")
-        over = trio.Event()
-
-        def settled(_: Turn) -> None:
-            over.set()
-
-        turn.when_settled(settled)
-        try:
-            await over.wait()
-        finally:
-            turn.forget_observer(settled)
+        await Session.settled(turn)
         if isinstance(turn.outcome, GatewayError):
             raise turn.outcome
         return turn.outcome
@@ -303,29 +355,33 @@ class AcpAgent:
         """The running turn, whoever began it, and the waiting ones of this connection."""
         session = self._manager.sessions.get(str(params.get("sessionId")))
         if session is not None:
-            session.cancel(connection.origin)
+            session.cancel(connection.origin, connection.client_id)
 
     async def set_mode(self, context: Context, params: dict[str, Any]) -> Any:
         shape = read(SetModeParams, params)
         session = self.session_of(context, shape.session_id)
         context.place(session)
-        result = await session.request("session/set_mode", for_agent(params), context.fix)
-        if session.state.mode != shape.mode_id:
-            # The agent did not tell the others; the gateway does.
-            session.publish_update(
-                {"sessionUpdate": "current_mode_update", "currentModeId": shape.mode_id}
-            )
-        return result
+        await set_mode(
+            session,
+            shape.mode_id,
+            context.connection.client_id,
+            given=for_agent(params),
+            placed=context.fix,
+        )
+        return {}
 
     async def set_model(self, context: Context, params: dict[str, Any]) -> Any:
         shape = read(SetModelParams, params)
         session = self.session_of(context, shape.session_id)
         context.place(session)
-        result = await session.request("session/set_model", for_agent(params), context.fix)
-        session.state.set_model(shape.model_id)
-        session.notice("model_switched", modelId=shape.model_id)
-        session.wake()
-        return result
+        result = await set_model(
+            session,
+            shape.model_id,
+            context.connection.client_id,
+            given=for_agent(params),
+            placed=context.fix,
+        )
+        return result if isinstance(result, dict) else {}
 
     async def set_config_option(self, context: Context, params: dict[str, Any]) -> Any:
         shape = read(SetConfigOptionParams, params)
@@ -339,8 +395,32 @@ class AcpAgent:
             )
         return result
 
+    async def vote(self, context: Context, params: dict[str, Any]) -> Any:
+        """``session/permission`` (Qwen): a vote as a request of its own."""
+        return await self._operation("session_permission_vote", context, params)
+
+    async def _operation(self, name: str, context: Context, params: dict[str, Any]) -> Any:
+        if self.operations is None:
+            raise GatewayError(ErrorKind.METHOD_NOT_FOUND, f'Method not found: "{name}"')
+        session_id = params.get("sessionId")
+        if isinstance(session_id, str):
+            self._check_client(context, session_id, params)
+            self.session_of(context, session_id)
+        return await self.operations(name, context.connection, params)
+
+    def _check_client(self, context: Context, session_id: str, params: dict[str, Any]) -> None:
+        """A client id in ``_meta`` must be the connection's own."""
+        meta = params.get("_meta")
+        named = meta.get("clientId") if isinstance(meta, dict) else None
+        if isinstance(named, str):
+            session = self._manager.get(session_id)
+            session.parties.check(named, context.connection.origin, session_id)
+
     async def extension(self, context: Context, params: dict[str, Any]) -> Any:
-        """A method of the agent's own (``_…``): to the agent of its session, its answer back."""
+        """A method that begins with ``_``: the daemon's own, else the agent's of its session."""
+        row = RPC.get(context.request.method)
+        if row is not None:
+            return await self._operation(row.name, context, params)
         connection = context.connection
         session_id = params.get("sessionId")
         if isinstance(session_id, str):
@@ -362,8 +442,8 @@ class AcpAgent:
 class AcpConnection(Connection):
     """A connection whose prompts are admitted by an `AcpAgent`."""
 
-    def __init__(self, agent: AcpAgent, profile: Any) -> None:
-        super().__init__(profile, agent.methods)
+    def __init__(self, agent: AcpAgent, profile: Any, *, loopback: bool) -> None:
+        super().__init__(profile, agent.methods, agent.client_ids, loopback=loopback)
         self._agent = agent
 
     def admit_prompt(self, context: Context, params: dict[str, Any]) -> None:

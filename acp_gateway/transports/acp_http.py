@@ -8,6 +8,7 @@ not to a request: hypercorn cancels a request when its client goes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -15,17 +16,27 @@ import attrs
 import structlog
 import trio
 
-from acp_gateway.core.outlet import Outlet
+from acp_gateway.core.envelope import NOTIFY
+from acp_gateway.core.event_ring import Framing
+from acp_gateway.core.outlet import Outlet, Slot, Subscription
+from acp_gateway.core.resume import plan_replay
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.protocol.methods import METHODS
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.transports.acp_agent import AcpConnection
 from acp_gateway.transports.connection import Context
 from acp_gateway.transports.hub import Hub
-from acp_gateway.transports.outlets import Pump, sse_outlet
+from acp_gateway.transports.outlets import Pump, sse_outlet, sse_record, sse_record_for_qwen
 from acp_gateway.wire.frames import SSE_KEEPALIVE, parse_last_event_id
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
-from acp_gateway.wire.jsonrpc import InvalidMessage, Message, Request, classify, error_bytes
+from acp_gateway.wire.jsonrpc import (
+    InvalidMessage,
+    Message,
+    Request,
+    classify,
+    error_bytes,
+    notification_bytes,
+)
 
 log = structlog.get_logger("acp_gateway.http")
 
@@ -71,11 +82,23 @@ def plain_error(status: int, code: str, message: str, remedy: str | None = None)
 class _Stream:
     """One outlet with at most one GET that reads it."""
 
-    def __init__(self) -> None:
+    def __init__(self, framing: Framing = sse_record) -> None:
         self.wakeup = Wakeup()
-        self.outlet = sse_outlet(self.wakeup)
+        self.outlet = sse_outlet(self.wakeup, framing)
         self.reader: trio.CancelScope | None = None
         self.unread_since = trio.current_time()
+
+
+QWEN_CLIENT: Final = "qwen-code-sdk"
+_QWEN_ON_SESSION: Final = frozenset(
+    {
+        "session/prompt",
+        "session/cancel",
+        "session/set_config_option",
+        "session/set_mode",
+        "session/set_model",
+    }
+)
 
 
 class HttpPeer(AcpConnection):
@@ -83,8 +106,8 @@ class HttpPeer(AcpConnection):
 
     kind = "http"
 
-    def __init__(self, hub: Hub, profile: Any) -> None:
-        super().__init__(hub.agent, profile)
+    def __init__(self, hub: Hub, profile: Any, *, loopback: bool) -> None:
+        super().__init__(hub.agent, profile, loopback=loopback)
         self.streams: dict[str | None, _Stream] = {None: _Stream()}
         self.ended = trio.Event()
         self.stream_ended = trio.Event()
@@ -95,7 +118,9 @@ class HttpPeer(AcpConnection):
     def stream_of(self, session_id: str | None) -> _Stream:
         stream = self.streams.get(session_id)
         if stream is None:
-            stream = self.streams[session_id] = _Stream()
+            qwen = self.client_name == QWEN_CLIENT
+            stream = _Stream(sse_record_for_qwen if qwen else sse_record)
+            self.streams[session_id] = stream
         return stream
 
     def outlet_of(self, session_id: str | None) -> Outlet:
@@ -107,6 +132,11 @@ class HttpPeer(AcpConnection):
     def answers_follow_load(self) -> bool:
         # The answer is on the connection's stream; two clients open the session's only then.
         return False
+
+    def answers_on_session(self, method: str) -> bool:
+        # Qwen's client reads these answers on the session's stream, and all others nowhere else
+        # than on the connection's.
+        return self.client_name != QWEN_CLIENT or method in _QWEN_ON_SESSION
 
     def kick(self, code: int, reason: str) -> None:
         self.ended.set()
@@ -192,7 +222,9 @@ class AcpHttp:
 
     # ---- POST -----------------------------------------------------------------------------------
 
-    async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def post(
+        self, path: str, headers: Mapping[str, str], body: bytes, *, loopback: bool
+    ) -> Answer:
         """One message of a client. Header names are in lower case."""
         profile = self._hub.profile_at(path)
         if profile is None:
@@ -207,7 +239,7 @@ class AcpHttp:
             return parsed
         message = parsed
         if isinstance(message, Request) and message.method == "initialize":
-            return await self._initialize(profile, message)
+            return await self._initialize(profile, message, loopback)
         id = message.id if isinstance(message, Request) else None
         connection_id = headers.get("acp-connection-id")
         if not connection_id:
@@ -221,6 +253,7 @@ class AcpHttp:
         if peer is None:
             return error_answer(_unknown_connection(), id)
         peer.last_used = trio.current_time()
+        peer.loopback = loopback
         mismatch = self._session_header(message, headers.get("acp-session-id"))
         if mismatch is not None:
             return error_answer(mismatch, id)
@@ -246,12 +279,12 @@ class AcpHttp:
             )
         return None
 
-    async def _initialize(self, profile: Any, request: Request) -> Answer:
+    async def _initialize(self, profile: Any, request: Request, loopback: bool) -> Answer:
         refusal = self._hub.admit()
         if refusal is not None:
             return error_answer(refusal, request.id)
         assert self._nursery is not None
-        peer = HttpPeer(self._hub, profile)
+        peer = HttpPeer(self._hub, profile, loopback=loopback)
         peer.greeted = True
         self._hub.add(peer)  # counted before anything is awaited
         await self._nursery.start(self._own, peer)
@@ -318,7 +351,7 @@ class AcpHttp:
         # From here on the ring waits for this reader.
         stream.outlet.pumped = True
         peer.last_used = trio.current_time()
-        self._rewind(peer, session_id, parse_last_event_id(headers.get("last-event-id")))
+        self._rewind(peer, session_id, headers)
         evict = self._hub.settings.evict_timeout
         lock = trio.Lock()
 
@@ -372,7 +405,14 @@ class AcpHttp:
 
     def _head(self, peer: HttpPeer, session_id: str | None) -> dict[str, Any]:
         session = self._hub.manager.sessions.get(session_id or "")
-        epoch = [] if session is None else [(b"acp-event-epoch", session.epoch.encode())]
+        epoch = (
+            []
+            if session is None
+            else [
+                (b"acp-event-epoch", session.epoch.encode()),
+                (b"x-qwen-event-epoch", session.epoch.encode()),
+            ]
+        )
         return {
             "type": "http.response.start",
             "status": 200,
@@ -393,11 +433,23 @@ class AcpHttp:
         if sub.cursor + 1 < sub.ring.first_id:
             session.rebase(sub)
 
-    def _rewind(self, peer: HttpPeer, session_id: str | None, last_event_id: int | None) -> None:
-        """``Last-Event-ID`` on a stream that is attached already: send again what was lost."""
-        sub = peer.subs.get(session_id or "")
-        if sub is not None and last_event_id is not None and last_event_id <= sub.cursor:
-            peer.stream_of(session_id).outlet.rewind(sub, last_event_id)
+    def _rewind(self, peer: HttpPeer, session_id: str | None, headers: Mapping[str, str]) -> None:
+        """``Last-Event-ID``: go on behind it, and say what is missing and where the replay ends.
+
+        0 on a stream that was never read is a client's way to say that it has nothing: then the
+        whole history comes, as it would without.
+        """
+        sub, session = peer.subs.get(session_id or ""), peer.session(session_id or "")
+        last = parse_last_event_id(headers.get("last-event-id"))
+        if sub is None or session is None or last is None or (last == 0 and not sub.read):
+            return
+        epoch = headers.get("x-qwen-event-epoch") or None
+        plan = plan_replay(sub.ring, last, epoch, session.epoch, budget=sys.maxsize)
+        outlet = peer.stream_of(session_id).outlet
+        outlet.rewind(sub, plan.start)
+        if plan.resync is not None:
+            _tell(outlet, sub, "state_resync_required", plan.resync, plan.start)
+        _tell(outlet, sub, "replay_complete", plan.complete, plan.stop)
 
     def _drained(self, peer: HttpPeer, session_id: str | None) -> None:
         session = peer.session(session_id) if session_id is not None else None
@@ -416,6 +468,16 @@ class AcpHttp:
                 return
             if not peer.loading(session_id):
                 scope.cancel()
+
+
+def _tell(
+    outlet: Outlet, sub: Subscription, kind: str, data: dict[str, Any], watermark: int
+) -> None:
+    """An event of this stream alone, behind the event ``watermark``."""
+    slot = Slot(sub)
+    slot.fix(watermark)
+    params = {"kind": kind, "data": {"sessionId": sub.session_id, **data}}
+    outlet.fill(slot, notification_bytes(NOTIFY, params))
 
 
 def _unknown_connection() -> GatewayError:

@@ -24,7 +24,7 @@ from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.transports.acp_agent import AcpConnection, own_meta
 from acp_gateway.transports.connection import Context
-from acp_gateway.transports.guards import Head, decide, subprotocol
+from acp_gateway.transports.guards import Head, decide, is_loopback_address, subprotocol
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.outlets import Pump, cursor_line, ws_outlet
 from acp_gateway.transports.peer_stream import PeerStream
@@ -54,8 +54,8 @@ class WebSocketPeer(AcpConnection):
 
     kind = "ws"
 
-    def __init__(self, hub: Hub, profile: object) -> None:
-        super().__init__(hub.agent, profile)
+    def __init__(self, hub: Hub, profile: object, *, loopback: bool) -> None:
+        super().__init__(hub.agent, profile, loopback=loopback)
         self.wakeup = Wakeup()
         self.outlet = ws_outlet(self.wakeup)
         self.kicked: tuple[int, str] | None = None
@@ -129,7 +129,7 @@ async def serve_websocket(stream: PeerStream, hub: Hub) -> None:
                     max_message_size=hub.settings.max_message_bytes,
                     receive_buffer_size=RECEIVE_BYTES,
                 )
-                peer = _peer_for(request, hub)
+                peer = _peer_for(request, hub, is_loopback_address(stream.peer_host))
                 if isinstance(peer, WebSocketPeer):
                     hub.add(peer)
                     framed.socket = await request.accept(
@@ -149,7 +149,7 @@ async def serve_websocket(stream: PeerStream, hub: Hub) -> None:
         await trio.aclose_forcefully(stream)
 
 
-def _peer_for(request: WebSocketRequest, hub: Hub) -> WebSocketPeer | GatewayError:
+def _peer_for(request: WebSocketRequest, hub: Hub, loopback: bool) -> WebSocketPeer | GatewayError:
     """The connection that this handshake opens, or why it must not."""
     headers = {
         name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers
@@ -168,7 +168,7 @@ def _peer_for(request: WebSocketRequest, hub: Hub) -> WebSocketPeer | GatewayErr
             f"There is no WebSocket at {path}",
             remedy="connect to /acp",
         )
-    return hub.admit() or WebSocketPeer(hub, profile)
+    return hub.admit() or WebSocketPeer(hub, profile, loopback=loopback)
 
 
 async def _refuse(request: WebSocketRequest, refusal: GatewayError) -> None:

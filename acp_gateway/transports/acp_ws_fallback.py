@@ -9,7 +9,7 @@ from typing import Any
 import trio
 
 from acp_gateway.transports.acp_ws import WebSocketPeer, await_initialize, handle_text
-from acp_gateway.transports.guards import subprotocol
+from acp_gateway.transports.guards import is_loopback_address, subprotocol
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.outlets import Pump, bare_outlet
 from acp_gateway.wire.json_codec import dumps
@@ -23,7 +23,9 @@ async def serve_fallback(socket: Any, hub: Hub) -> None:
         status, body = (404, {"error": "not found"}) if refusal is None else refusal.to_http()
         await socket.send_denial(status, dumps(body))
         return
-    peer = WebSocketPeer(hub, profile)
+    peer = WebSocketPeer(
+        hub, profile, loopback=is_loopback_address((socket.scope.get("client") or (None,))[0])
+    )
     peer.outlet = bare_outlet(peer.wakeup)
     await socket.accept(
         headers={"Acp-Connection-Id": peer.id},

@@ -15,13 +15,14 @@ import attrs
 import structlog
 import trio
 
+from acp_gateway.core.mediator import Question, Voter
 from acp_gateway.core.outlet import Outlet, Slot, Subscription
-from acp_gateway.core.permissions import Question
 from acp_gateway.core.turn_queue import Turn
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
 from acp_gateway.protocol.methods import METHODS
 from acp_gateway.protocol.types import ClientCapabilities
 from acp_gateway.runtime.agent_profile import AgentProfile
+from acp_gateway.runtime.parties import ClientIds
 from acp_gateway.runtime.rpc import MethodTable, dispatch
 from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.session_feed import ClientGone
@@ -57,6 +58,8 @@ class Context:
 
     def place(self, session: Session) -> None:
         """Let the answer take its place among the session's events on this connection."""
+        if not self.connection.answers_on_session(self.request.method):
+            return
         self.session = session
         sub = self.connection.subs.get(session.id)
         if sub is not None and sub.outlet is not None and self.slot is None:
@@ -84,10 +87,15 @@ class Connection:
 
     kind = "?"
 
-    def __init__(self, profile: AgentProfile, methods: MethodTable) -> None:
+    def __init__(
+        self, profile: AgentProfile, methods: MethodTable, ids: ClientIds, *, loopback: bool
+    ) -> None:
         self.id = str(uuid.uuid4())
         self.origin = self.id
         """Whose prompts these are; a client that names itself keeps it over its connections."""
+        self.loopback = loopback
+        """The peer is on this machine, by its socket's address."""
+        self._ids = ids
         self.profile = profile
         self.greeted = False
         """An initialize request has come (its answer may be under way)."""
@@ -98,7 +106,7 @@ class Connection:
         self.closed = False
         self._methods = methods
         self._sessions: dict[str, Session] = {}
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[str, _Asked] = {}
         self._next_id = 0
         self._in_flight: dict[JsonId, Context] = {}
         self._requests = 0
@@ -111,6 +119,10 @@ class Connection:
 
     def answers_follow_load(self) -> bool:
         """Does the answer to load wait for the history? (Not where they use different streams.)"""
+        return True
+
+    def answers_on_session(self, method: str) -> bool:
+        """Does the answer belong to the session's stream? (Not where there is but one.)"""
         return True
 
     def kick(self, code: int, reason: str) -> None:
@@ -193,14 +205,17 @@ class Connection:
             self.kick(1013, "Resource limit")
 
     def _receive_response(self, response: Response) -> None:
-        asked = self._asked.pop(response.id, None) if isinstance(response.id, int) else None
+        asked = self._asked.pop(response.id, None) if isinstance(response.id, str) else None
         if asked is None:
             return
         asked.response = response
         asked.done.set()
         question = asked.question
         if question is not None and response.error is None:
-            asked.session.board.vote(question, response.result, self.id)
+            # An error or a malformed answer abstains: it never cancels for the others.
+            asked.session.desk.vote(
+                asked.session.id, question.request_id, response.result, self.voter
+            )
 
     def _receive_notification(self, message: Notification) -> None:
         params = message.params if isinstance(message.params, dict) else {}
@@ -264,7 +279,7 @@ class Connection:
             # A new session's events come behind the answer that names it.
             slot.fix(0 if context.request.method == "session/new" else session.ring.last_id)
         self.outlet_of(session.id).add(sub)
-        for question in session.board.open:
+        for question in session.questions:
             self.ask(session, question)
         return sub
 
@@ -315,6 +330,15 @@ class Connection:
         return True
 
     @property
+    def client_id(self) -> str:
+        """Its name in events and votes; nobody else may use it."""
+        return self._ids.of(self.origin)
+
+    @property
+    def voter(self) -> Voter:
+        return Voter(client_id=self.client_id, loopback=self.loopback)
+
+    @property
     def reads_files(self) -> bool:
         return self.capabilities.fs.read_text_file
 
@@ -323,21 +347,24 @@ class Connection:
         return self.capabilities.fs.write_text_file
 
     def ask(self, session: Session, question: Question) -> None:
-        self._request(session, "session/request_permission", question.params, question)
+        if session.desk.may_vote(question, self.voter):
+            self._request(session, "session/request_permission", question.params, question)
 
     def _request(
         self, session: Session, method: str, params: Any, question: Question | None = None
-    ) -> tuple[int, _Asked] | None:
+    ) -> tuple[str, _Asked] | None:
         sub = self.subs.get(session.id)
         if sub is None or sub.outlet is None:
             return None
+        # A string: some clients look a number up among their own requests first.
         self._next_id += 1
+        id = f"acp_gateway_{self._next_id}"
         slot = Slot(sub)
         slot.fix(session.ring.last_id)
         asked = _Asked(session, slot, question)
-        self._asked[self._next_id] = asked
-        self._fill(sub.outlet, slot, request_bytes(self._next_id, method, params))
-        return self._next_id, asked
+        self._asked[id] = asked
+        self._fill(sub.outlet, slot, request_bytes(id, method, params))
+        return id, asked
 
     def question_over(self, session: Session, question: Question) -> None:
         """Settled, by whomever: the copy that this client still holds is withdrawn."""
@@ -346,7 +373,7 @@ class Connection:
                 del self._asked[id]
                 self._withdraw(session, id, asked)
 
-    def _withdraw(self, session: Session, id: int, asked: _Asked) -> None:
+    def _withdraw(self, session: Session, id: str, asked: _Asked) -> None:
         sub = self.subs.get(session.id)
         outlet = None if sub is None else sub.outlet
         if sub is None or outlet is None or outlet.recall(asked.slot):

@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
@@ -160,6 +161,18 @@ def _token_of(head: Head) -> str | None:
                 return None
     tokens = parse_qs(head.query).get("token")
     return tokens[0] if tokens else None
+
+
+def is_loopback_address(host: str | None) -> bool:
+    """Is this socket address of this machine? Headers of proxies are never read for it."""
+    if not host:
+        return False
+    try:
+        address = ipaddress.ip_address(host.split("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def subprotocol(offered: Iterable[str]) -> str | None:

@@ -15,12 +15,19 @@ from quart import Response, request, websocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from acp_gateway import __version__
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.protocol.extensions import OPERATIONS
 from acp_gateway.transports.acp_http import AcpHttp, Answer, plain_error
 from acp_gateway.transports.acp_ws_fallback import serve_fallback
-from acp_gateway.transports.guards import Head, decide, is_preflight
+from acp_gateway.transports.guards import Head, decide, is_loopback_address, is_preflight
 from acp_gateway.transports.hub import Hub
+from acp_gateway.transports.rest.event_stream import EventStream
+from acp_gateway.transports.rest.routes import (
+    RETRY_AFTER,
+    error_response,
+    json_response,
+    register,
+)
 from acp_gateway.transports.status import status_body
 from acp_gateway.wire.json_codec import dumps
 
@@ -42,10 +49,6 @@ def _headers() -> dict[str, str]:
     return {name.lower(): value for name, value in request.headers.items()}
 
 
-def _json(body: Any, status: int = 200) -> Response:
-    return Response(dumps(body), status, content_type="application/json")
-
-
 def make_app(hub: Hub, acp: AcpHttp) -> QuartTrio:
     """The Quart application with every route that is not a stream."""
     app = QuartTrio("acp_gateway", static_folder=None)
@@ -55,7 +58,10 @@ def make_app(hub: Hub, acp: AcpHttp) -> QuartTrio:
 
     async def post() -> Response:
         body = await request.get_data(cache=False)
-        return _response(await acp.post(request.path, _headers(), cast(bytes, body)))
+        loopback = is_loopback_address((request.scope.get("client") or (None,))[0])
+        return _response(
+            await acp.post(request.path, _headers(), cast(bytes, body), loopback=loopback)
+        )
 
     async def delete() -> Response:
         return _response(acp.delete(request.path, _headers()))
@@ -68,22 +74,14 @@ def make_app(hub: Hub, acp: AcpHttp) -> QuartTrio:
         app.add_url_rule(path, f"delete {path}", _nameless(delete), methods=["DELETE"])
         app.add_websocket(path, f"websocket {path}", _nameless(upgrade))
 
-    @app.get("/health")
-    async def health() -> Response:
-        return _json({"status": "ok", "version": __version__})
-
-    @app.get("/readyz")
-    async def readyz() -> Response:
-        if hub.manager.draining:
-            return _json({"status": "draining"}, 503)
-        return _json({"status": "ready"})
-
     @app.get("/status")
     async def status() -> Response:
         # Goose Desktop asks here for a word; programs say what they want.
         if "application/json" in request.headers.get("accept", ""):
-            return _json(status_body(hub))
+            return json_response(status_body(hub))
         return Response("ok", content_type="text/plain; charset=utf-8")
+
+    register(app, hub)
 
     @app.errorhandler(HTTPException)
     async def http_error(exc: HTTPException) -> Response:
@@ -91,13 +89,12 @@ def make_app(hub: Hub, acp: AcpHttp) -> QuartTrio:
 
     @app.errorhandler(GatewayError)
     async def gateway_error(exc: GatewayError) -> Response:
-        status_code, body = exc.to_http()
-        return _json(body, status_code)
+        return error_response(exc)
 
     @app.errorhandler(Exception)
     async def failure(exc: Exception) -> Response:
         log.exception("route_failed", path=request.path, exc_info=exc)
-        return _json({"error": "Internal error", "code": ErrorKind.INTERNAL.word}, 500)
+        return error_response(GatewayError(ErrorKind.INTERNAL, "Internal error"))
 
     return app
 
@@ -120,20 +117,43 @@ def _http_error(exc: HTTPException, hub: Hub) -> Answer:
             return answer
         # Nobody reads the rest of the body: the connection cannot be used again (RFC 9112 §9.3).
         return Answer(413, answer.body, (*answer.headers, ("connection", "close")))
-    words = {
-        404: ("not_found", f"There is nothing at {request.path}"),
-        405: ("method_not_allowed", f"{request.method} is not allowed at {request.path}"),
-    }
-    word, text = words.get(code, ((exc.name or "error").lower().replace(" ", "_"), exc.name))
-    answer = plain_error(code, word, text)
-    allowed = getattr(exc, "valid_methods", None)
-    if code == 405 and allowed:
-        names = {*allowed} - {"OPTIONS", "HEAD"}
-        if hub.profile_at(request.path) is not None:
-            names.add("GET")
-        headers = (*answer.headers, ("allow", ", ".join(sorted(names))))
-        return Answer(answer.status, answer.body, headers)
-    return answer
+    if code == 404:
+        return _error_answer(
+            GatewayError(
+                ErrorKind.ROUTE_NOT_FOUND,
+                f"There is nothing at {request.path}",
+                remedy="GET /openapi.json lists the routes",
+            )
+        )
+    if code == 405:
+        return _not_allowed(exc, hub)
+    word = (exc.name or "error").lower().replace(" ", "_")
+    return plain_error(code, word, exc.name)
+
+
+def _not_allowed(exc: HTTPException, hub: Hub) -> Answer:
+    names = {*(getattr(exc, "valid_methods", None) or ())} - {"OPTIONS", "HEAD"}
+    if hub.profile_at(request.path) is not None:
+        names.add("GET")
+    allowed = ", ".join(sorted(names))
+    answer = _error_answer(
+        GatewayError(
+            ErrorKind.METHOD_NOT_ALLOWED,
+            f"{request.method} is not allowed at {request.path}",
+            remedy=f"use {allowed}",
+        )
+    )
+    return Answer(answer.status, answer.body, (*answer.headers, ("allow", allowed)))
+
+
+def _error_answer(error: GatewayError) -> Answer:
+    status, body = error.to_http()
+    headers = [("content-type", "application/json; charset=utf-8")]
+    if status in (429, 503):
+        headers.append(("retry-after", RETRY_AFTER))
+    if status == 401:
+        headers.append(("www-authenticate", "Bearer"))
+    return Answer(status, dumps(body), tuple(headers))
 
 
 class GatewayAsgi:
@@ -168,50 +188,91 @@ class GatewayAsgi:
         refusal = decide(head, self._hub.policy)
         if not is_websocket and "origin" in headers:
             send = _with_cors(send, headers["origin"] if refusal is None else None)
-        if refusal is not None:
-            status, body = refusal.to_http()
-            await _send_answer(
-                Answer(
-                    status,
-                    dumps(body),
-                    (
-                        ("content-type", "application/json"),
-                        *((("www-authenticate", "Bearer"),) if status == 401 else ()),
-                    ),
-                ),
-                send,
-                websocket=is_websocket,
-            )
+        page = None
+        # A page is no secret, and a browser's first request cannot carry a token.
+        welcome = refusal is None or refusal.kind is ErrorKind.AUTH_REQUIRED
+        if welcome and not is_websocket and scope["method"] in ("GET", "HEAD"):
+            page = await self._page(path, headers)
+        if page is not None:
+            await _send_answer(page, send, head=scope["method"] == "HEAD")
+        elif refusal is not None:
+            await _send_answer(_error_answer(refusal), send, websocket=is_websocket)
         elif is_preflight(head):
             await _send_answer(Answer(204, b"", _PREFLIGHT), send)
-        elif (
-            not is_websocket and scope["method"] == "GET" and self._hub.profile_at(path) is not None
-        ):
-            await self._stream(headers, receive, send)
+        elif is_websocket or scope["method"] != "GET":
+            await self._app(scope, receive, send)  # type: ignore[arg-type]
+        elif self._hub.profile_at(path) is not None:
+            await _until_gone(receive, send, lambda: self._acp.stream(headers, send))
+        elif (feed_id := _event_path(path)) is not None:
+            await _until_gone(receive, send, lambda: self._events(feed_id, head, send))
         else:
             await self._app(scope, receive, send)  # type: ignore[arg-type]
 
-    async def _stream(self, headers: dict[str, str], receive: Receive, send: Send) -> None:
-        async with trio.open_nursery() as nursery:
+    async def _page(self, path: str, headers: dict[str, str]) -> Answer | None:
+        """A file of the web client, if the path is one."""
+        web, accept = self._hub.web, headers.get("accept", "")
+        if not web.reads_disk:
+            file = web.get(path, accept)
+        elif "text/html" not in accept and path.split("/")[1] in _API:
+            return None
+        else:
+            file = await trio.to_thread.run_sync(web.get, path, accept)
+            if file is None and path.split("/")[1] not in _API:
+                file = await trio.to_thread.run_sync(web.fallback, accept)
+        if file is None:
+            return None
+        file = file.unless_known(headers.get("if-none-match"))
+        return Answer(file.status, file.body, file.headers)
 
-            async def until_gone() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                nursery.cancel_scope.cancel()
+    async def _events(self, session_id: str, head: Head, send: Send) -> Answer | None:
+        """An event stream, or the refusal to send instead. An empty id: the workspace's."""
+        manager = self._hub.manager
+        try:
+            feed = manager.get(session_id) if session_id else manager.feed
+            stream = EventStream(self._hub, feed, head.headers, head.query)
+        except GatewayError as exc:
+            return _error_answer(exc)
+        await stream.run(send)
+        return None
 
-            nursery.start_soon(until_gone)
-            answer = await self._acp.stream(headers, send)
-            if answer is not None:
-                await _send_answer(answer, send)
+
+async def _until_gone(
+    receive: Receive, send: Send, serve: Callable[[], Awaitable[Answer | None]]
+) -> None:
+    """Serve a stream until it ends or the client has gone."""
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
             nursery.cancel_scope.cancel()
 
+        nursery.start_soon(watch)
+        answer = await serve()
+        if answer is not None:
+            await _send_answer(answer, send)
+        nursery.cancel_scope.cancel()
+
+
+def _event_path(path: str) -> str | None:
+    """The session whose events a path names; empty for the workspace's, None for neither."""
+    if path == "/workspace/events":
+        return ""
+    parts = path.split("/")
+    if len(parts) == 4 and parts[1] == "session" and parts[2] and parts[3] == "events":
+        return parts[2]
+    return None
+
+
+_API = frozenset(row.path.split("/")[1] for row in OPERATIONS.values()) | {"acp", "agents"}
+"""First parts of the API's paths: no file of a page has such a name."""
 
 _PREFLIGHT = (
-    ("access-control-allow-methods", "GET, POST, DELETE"),
+    ("access-control-allow-methods", "GET, POST, PATCH, DELETE, OPTIONS"),
     (
         "access-control-allow-headers",
         "authorization, content-type, accept, last-event-id, acp-connection-id, acp-session-id, "
-        "acp-protocol-version",
+        "acp-protocol-version, x-qwen-client-id, x-qwen-event-epoch, idempotency-key",
     ),
     ("access-control-max-age", "600"),
 )
@@ -223,7 +284,11 @@ def _with_cors(send: Send, origin: str | None) -> Send:
     if origin is not None:
         headers += [
             (b"access-control-allow-origin", origin.encode("latin-1")),
-            (b"access-control-expose-headers", b"acp-connection-id, acp-event-epoch"),
+            (
+                b"access-control-expose-headers",
+                b"acp-connection-id, acp-event-epoch, retry-after, x-qwen-event-epoch, "
+                b"x-qwen-sse-stream-id",
+            ),
         ]
 
     async def with_headers(message: dict[str, Any]) -> None:
@@ -234,9 +299,12 @@ def _with_cors(send: Send, origin: str | None) -> Send:
     return with_headers
 
 
-async def _send_answer(answer: Answer, send: Send, *, websocket: bool = False) -> None:
+async def _send_answer(
+    answer: Answer, send: Send, *, websocket: bool = False, head: bool = False
+) -> None:
     kind = "websocket.http.response" if websocket else "http.response"
     headers = [(name.encode(), value.encode()) for name, value in answer.headers]
     headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": f"{kind}.start", "status": answer.status, "headers": headers})
-    await send({"type": f"{kind}.body", "body": answer.body, "more_body": False})
+    body = b"" if head else answer.body
+    await send({"type": f"{kind}.body", "body": body, "more_body": False})

@@ -11,6 +11,7 @@ from acp_gateway.runtime.sessions import SessionManager
 from acp_gateway.transports.acp_agent import AcpAgent
 from acp_gateway.transports.connection import Connection
 from acp_gateway.transports.guards import Policy
+from acp_gateway.transports.web_files import WebFiles
 
 
 class Hub:
@@ -19,14 +20,22 @@ class Hub:
         self.manager = manager
         self.policy = policy
         self.agent = AcpAgent(manager)
+        self.web = WebFiles(settings.web)
         self.connections: dict[str, Connection] = {}
+        self.event_streams = 0
+        """Open event streams of the daemon's surface."""
+        self.began = trio.current_time()
         self._left = trio.Event()
+
+    @property
+    def default_profile(self) -> AgentProfile:
+        return next(iter(self.manager.profiles.values()))
 
     def profile_at(self, path: str) -> AgentProfile | None:
         """The agent that an endpoint's path names: ``/acp`` is the first, ``/agents/NAME/acp``."""
         profiles = self.manager.profiles
         if path == "/acp":
-            return next(iter(profiles.values()))
+            return self.default_profile
         parts = path.split("/")
         if len(parts) == 4 and parts[1] == "agents" and parts[3] == "acp":
             return profiles.get(parts[2])
@@ -54,9 +63,17 @@ class Hub:
         self._left.set()
         self._left = trio.Event()
 
+    def stream_began(self) -> None:
+        self.event_streams += 1
+
+    def stream_ended(self) -> None:
+        self.event_streams -= 1
+        self._left.set()
+        self._left = trio.Event()
+
     async def empty(self) -> None:
-        """Return once nobody is connected."""
-        while self.connections:
+        """Return once nobody is connected and no event stream is open."""
+        while self.connections or self.event_streams:
             await self._left.wait()
 
     def kick_all(self, code: int, reason: str) -> None:

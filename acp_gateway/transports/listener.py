@@ -194,6 +194,8 @@ class Listener:
         if upgrade:
             await serve_websocket(peer, self._hub)
         elif head or self._tls is not None:
+            if head and not head.startswith(b"PRI "):  # one stream must not end all of HTTP/2
+                peer.serve_here()
             await TCPServer(self._app, self._config, self._context, {}, peer)  # type: ignore[arg-type]
 
 

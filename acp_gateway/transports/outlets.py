@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from acp_gateway.config import MIB
-from acp_gateway.core.event_ring import Record
+from acp_gateway.core.envelope import envelope, event_type
+from acp_gateway.core.event_ring import Framing, Record
 from acp_gateway.core.outlet import Outlet, Subscription
+from acp_gateway.protocol.events import PERMISSION_REQUEST
 from acp_gateway.runtime.wakeup import Wakeup
-from acp_gateway.wire.frames import sse_message, ws_text
+from acp_gateway.wire.frames import sse_event, sse_message, ws_text
 from acp_gateway.wire.jsonrpc import notification_bytes
 
 MAX_WAITING = 64 * MIB
@@ -27,6 +29,16 @@ def ws_record(record: Record) -> bytes:
 
 def sse_record(record: Record) -> bytes:
     return sse_message(record.line, record.id)
+
+
+def sse_record_for_qwen(record: Record) -> bytes:
+    """Qwen's client takes the request to vote for this event, and would show it twice."""
+    return b"" if record.name == PERMISSION_REQUEST else sse_record(record)
+
+
+def event_record(record: Record) -> bytes:
+    """An event of the daemon's own streams."""
+    return sse_event(envelope(record), event_type(record), record.id)
 
 
 def bare_record(record: Record) -> bytes:
@@ -73,9 +85,9 @@ def bare_outlet(wakeup: Wakeup) -> Outlet:
     )
 
 
-def sse_outlet(wakeup: Wakeup) -> Outlet:
+def sse_outlet(wakeup: Wakeup, framing: Framing = sse_record) -> Outlet:
     return Outlet(
-        sse_record,
+        framing,
         sse_message,
         wakeup.set,
         max_bytes=MAX_WAITING,

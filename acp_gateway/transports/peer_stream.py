@@ -11,11 +11,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, Final
 
 import trio
 
 TLS_PIECE: Final = 64 * 1024
+_serving: ContextVar[PeerStream | None] = ContextVar("acp_gateway_peer", default=None)
+
+
+def give_up_peer() -> None:
+    """End the connection that the calling request came on, with whatever write is stuck in it."""
+    peer = _serving.get()
+    if peer is not None:
+        peer.give_up()
 
 
 class PeerStream(trio.abc.HalfCloseableStream):
@@ -36,6 +45,26 @@ class PeerStream(trio.abc.HalfCloseableStream):
     def socket(self) -> trio.socket.SocketType:
         assert isinstance(self._stream, trio.SocketStream)
         return self._stream.socket
+
+    @property
+    def peer_host(self) -> str | None:
+        """The address of the other end; None when it is gone."""
+        stream = self._stream
+        try:
+            inner = stream if isinstance(stream, trio.SocketStream) else stream.transport_stream
+            return str(inner.socket.getpeername()[0])
+        except (OSError, IndexError):
+            return None
+
+    def serve_here(self) -> None:
+        """Requests of this connection run in tasks that the calling one starts."""
+        _serving.set(self)
+
+    def give_up(self) -> None:
+        with suppress(OSError):
+            stream = self._stream
+            inner = stream if isinstance(stream, trio.SocketStream) else stream.transport_stream
+            inner.socket.shutdown(trio.socket.SHUT_RDWR)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if self._first:
@@ -79,8 +108,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
 
     def _given_up(self) -> trio.BrokenResourceError:
         # Its reader has to notice too: hypercorn would wait on for the next request.
-        with suppress(OSError):
-            self.socket.shutdown(trio.socket.SHUT_RDWR)
+        self.give_up()
         return trio.BrokenResourceError("the peer stopped reading")
 
     async def wait_send_all_might_not_block(self) -> None:

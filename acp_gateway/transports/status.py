@@ -36,7 +36,7 @@ def status_body(hub: Hub) -> dict[str, Any]:
                 "clients": len(session.clients),
                 "running": session.queue.running is not None,
                 "queued": len(session.queue.waiting),
-                "openPermissions": len(session.board),
+                "openPermissions": len(session.questions),
                 "lastEventId": session.ring.last_id,
                 "ringBytes": session.ring.kept_bytes,
             }

@@ -39,6 +39,14 @@ def sse_message(payload: bytes, event_id: int | None = None) -> bytes:
     return b"id: %d\ndata: %b\n\n" % (event_id, payload)
 
 
+def sse_event(payload: bytes, kind: str, event_id: int | None = None) -> bytes:
+    """One named event, as the daemon's event streams send it: ``id:`` (if any), ``event:``,
+    ``data:``."""
+    if event_id is None:
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), payload)
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (event_id, kind.encode(), payload)
+
+
 def parse_last_event_id(value: str | None) -> int | None:
     """A decimal event id up to 2**53-1; anything else counts as absent."""
     if value is None or not value.isascii() or not value.isdigit() or len(value) > 16:

@@ -151,7 +151,16 @@ def _opened(raw: msgspec.Raw) -> Any:
         return None
 
 
+class _NoticeParams(msgspec.Struct):
+    data: msgspec.Raw
+
+
+class _Notice(msgspec.Struct):
+    params: _NoticeParams
+
+
 _peek = msgspec.json.Decoder(_Peek).decode
+_notice = msgspec.json.Decoder(_Notice).decode
 _open = msgspec.json.Decoder(Line).decode
 
 
@@ -168,6 +177,11 @@ def peek_update(line: bytes) -> tuple[str, str] | None:
     if head.method != "session/update" or head.id or params is None or params.update is None:
         return None
     return params.sessionId, params.update.sessionUpdate
+
+
+def notice_data(line: bytes) -> bytes:
+    """The JSON of ``params.data`` in a notification that this gateway wrote."""
+    return bytes(_notice(line).params.data)
 
 
 def open_line(line: bytes) -> Line:

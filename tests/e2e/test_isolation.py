@@ -64,7 +64,7 @@ async def test_kill_of_one_agent_ends_only_its_session_s_turn(tmp_path: Path) ->
             for client in (ws, http):
                 await client.until(lambda c=client: c.notices(hit, "session_died"), 5)
                 (died,) = client.notices(hit, "session_died")
-                assert died["reason"] == "agent_exited" and "SIGKILL" in died["message"]
+                assert died["errorKind"] == "agent_exited" and "SIGKILL" in died["message"]
                 assert not client.notices(other, "session_died")
             # A new session works at once, and so does the one that was hit.
             began = time.monotonic()
@@ -163,7 +163,7 @@ async def test_term_in_mid_turn(tmp_path: Path, agent: str) -> None:
             await ws.until(lambda: ws.closed)
             assert ws.closed is not None and ws.closed[0] == 1001
             for client in (ws, http):
-                (told,) = client.notices(session_id, "session_closed")
+                (told,) = client.notices(session_id, "session_died")
                 assert told["reason"] == "daemon_shutdown"
             code = await trio.to_thread.run_sync(_exit_code, site, grace)
             assert code == 0, site.stderr_tail()

@@ -92,7 +92,7 @@ async def nothing_left(r: Rig, hosts: int = 0) -> None:
     alive = {host.pid for host in r.pool.hosts}
     await until(lambda: set(r.children()) == alive)
     assert r.books.listed == alive
-    assert r.pool._starting == 0 and r.manager._starting == 0
+    assert r.pool._starting == 0 and r.manager.starting == 0
     assert not r.manager._loading
     await until(lambda: not any(host._calls for host in r.pool.hosts))
     for id, session in r.manager.sessions.items():

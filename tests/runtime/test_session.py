@@ -173,7 +173,7 @@ def outcome_of(result: Any) -> str:
 
 async def asked(r: Rig, session: Session) -> Any:
     turn = r.prompt(session, "ask")
-    await until(lambda: session.board.open)
+    await until(lambda: session.questions)
     return turn
 
 
@@ -188,11 +188,11 @@ async def test_first_vote_wins_and_the_others_are_told(tmp_path: Path) -> None:
             turn = await asked(r, session)
             (question,) = one.asked
             assert two.asked == [question]
-            yes = {"outcome": {"outcome": "selected", "optionId": "yes"}, "extra": 1}
-            assert not session.board.vote(question, {"outcome": {"outcome": "x"}}, "one")
-            assert session.board.vote(question, yes, "one")
+            yes = {"outcome": {"outcome": "selected", "optionId": "yes"}, "answers": {"0": "A"}}
+            assert not one.vote(session, question, {"outcome": {"outcome": "x"}})
+            assert one.vote(session, question, {**yes, "extra": 1})
             no = {"outcome": {"outcome": "selected", "optionId": "no"}}
-            assert not session.board.vote(question, no, "two")
+            assert not two.vote(session, question, no)
             assert await r.outcome(turn) == END_TURN
             assert answers(log) == [yes]
             assert one.settled == two.settled == [question]
@@ -218,10 +218,8 @@ async def test_the_gateway_answers_exactly_once(tmp_path: Path, how: str) -> Non
                 await r.manager.close_all("daemon_shutdown", 10)
             outcome = await r.outcome(turn)
             assert outcome == (END_TURN if how == "timeout" else CANCELLED)
-            assert len(client.settled) == 1 and not session.board.open
-            assert not session.board.vote(
-                client.asked[0], {"outcome": {"outcome": "cancelled"}}, "late"
-            )
+            assert len(client.settled) == 1 and not session.questions
+            assert not client.vote(session, client.asked[0], {"outcome": {"outcome": "cancelled"}})
         # The rig has ended the agent by now, so that nothing can come late.
     got = [answer for answer in answers(log) if answer is not None]
     assert [outcome_of(answer) for answer in got] == ["cancelled"]
@@ -236,12 +234,12 @@ async def test_a_dropped_client_leaves_the_question_open(tmp_path: Path) -> None
             sub = gone.attach(session)
             turn = await asked(r, session)
             session.detach(gone, sub)
-            assert session.board.open and not turn.settled and not answers(log)
+            assert session.questions and not turn.settled and not answers(log)
             back = Recorder("back")
             back.attach(session)
             assert back.asked == gone.asked
             yes = {"outcome": {"outcome": "selected", "optionId": "yes"}}
-            session.board.vote(back.asked[0], yes, "back")
+            assert back.vote(session, back.asked[0], yes)
             assert await r.outcome(turn) == END_TURN
             late = Recorder("late")
             late.attach(session)
@@ -306,7 +304,7 @@ async def test_a_death_in_a_turn_is_told_and_mended(tmp_path: Path) -> None:
             assert outcome.data["exitCode"] == 7
             assert await r.outcome(second) == END_TURN
             (died,) = notices(session, "session_died")
-            assert died["reason"] == "agent_exited" and died["recoverable"] is True
+            assert died["reason"] == "channel_closed" and died["recoverable"] is True
             assert "exit status 7" in died["message"]
             assert texts(session) == ["started", "you said after"], "history came twice"
             assert [end["kind"] for end in _turn_ends(session)] == ["turn_error", "turn_complete"]
@@ -395,7 +393,7 @@ async def test_close_ends_turns_as_cancelled_and_tells_why(tmp_path: Path) -> No
             assert notices(session, "session_closed")[0]["reason"] == "client_close"
             assert client.ended == [session] and not session.clients
             assert received(log, "session/cancel") and received(log, "session/close")
-            assert r.manager._budget.total == 0
+            assert r.manager._budget.total == r.manager.feed.ring.kept_bytes
 
 
 async def test_a_bug_in_one_session_leaves_its_siblings(

@@ -172,18 +172,18 @@ async def test_the_list_joins_live_and_stored(tmp_path: Path) -> None:
     async with rig(tmp_path, obedient(tmp_path / "log")) as r:
         with trio.fail_after(DEADLINE):
             # Without an agent there is nothing to ask, and none is started.
-            assert (await r.manager.list({}, r.profile))["sessions"] == [] and not r.pool.hosts
+            assert (await r.manager.catalog.page({}, r.profile))["sessions"] == [] and not r.pool.hosts
             live = await r.create()
             await r.load("stored-1")
-            listed = (await r.manager.list({}, r.profile))["sessions"]
+            listed = (await r.manager.catalog.page({}, r.profile))["sessions"]
             ids = [info["sessionId"] for info in listed]
             assert sorted(ids) == sorted([live.id, "stored-1"])
             assert all(info["_meta"]["acp_gateway"]["live"] for info in listed)
             await r.manager.sessions["stored-1"].close("test")
-            listed = (await r.manager.list({}, r.profile))["sessions"]
+            listed = (await r.manager.catalog.page({}, r.profile))["sessions"]
             assert [info["sessionId"] for info in listed] == [live.id, "stored-1"]
             assert "acp_gateway" not in listed[1].get("_meta", {})
-            none = await r.manager.list({"cwd": "/elsewhere"}, r.profile)
+            none = await r.manager.catalog.page({"cwd": "/elsewhere"}, r.profile)
             assert live.id not in [info["sessionId"] for info in none["sessions"]]
 
 

@@ -16,8 +16,8 @@ import trio
 
 from acp_gateway.config import Settings
 from acp_gateway.core.event_ring import Record
+from acp_gateway.core.mediator import Question, Verdict, Voter
 from acp_gateway.core.outlet import Outlet, Subscription
-from acp_gateway.core.permissions import Question
 from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_pool import AgentPool
 from acp_gateway.runtime.agent_profile import AgentProfile, Quirks
@@ -115,7 +115,8 @@ class Recorder:
     """A client of a session (`runtime.session.Client`) with an outlet that nobody pumps."""
 
     def __init__(self, name: str = "client") -> None:
-        self.id = self.origin = name
+        self.id = self.origin = self.client_id = name
+        self.loopback = True
         self.reads_files = self.writes_files = False
         self.present = True
         self.asked: list[Question] = []
@@ -145,9 +146,15 @@ class Recorder:
     def attach(self, session: Session, **how: Any) -> Subscription:
         sub = session.attach(self, **({"history": True} | how))
         self.outlet.add(sub)
-        for question in session.board.open:
+        for question in session.questions:
             self.ask(session, question)
         return sub
+
+    def vote(self, session: Session, question: Question, result: Any) -> bool:
+        """Did this answer settle the question?"""
+        voter = Voter(client_id=self.client_id, loopback=self.loopback)
+        decision = session.desk.vote(session.id, question.request_id, result, voter)
+        return decision.verdict is Verdict.RESOLVED
 
     def read(self) -> list[dict[str, Any]]:
         """Everything that waits."""

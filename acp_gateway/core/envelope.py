@@ -1,0 +1,71 @@
+"""The event envelope of the daemon's SSE streams: a pure function of a record.
+
+``{id, v:1, type, data, promptId?, originatorClientId?, _meta:{serverTimestamp}}``. ``data`` is the
+bytes of the ACP notification's params (``session_update``) or of the notice's data, spliced in
+unread. Synthetic frames, which belong to one stream and not to the session, have no ``id``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+from acp_gateway.core.event_ring import Kind, Record
+from acp_gateway.protocol.events import AGENT_NOTIFICATION
+from acp_gateway.wire.json_codec import dumps
+from acp_gateway.wire.jsonrpc import notice_data, open_line
+
+NOTIFY: Final = "_qwen/notify"
+"""The ACP notification that carries the gateway's own events."""
+
+
+def event_type(record: Record) -> str:
+    """The envelope's ``type``."""
+    if record.kind is not Kind.NOTICE:
+        return "session_update"
+    return AGENT_NOTIFICATION if record.name.startswith("_") else record.name
+
+
+def envelope(record: Record) -> bytes:
+    """One event as JSON on one line."""
+    return b"".join(_parts(record))
+
+
+def _parts(record: Record) -> tuple[bytes, ...]:
+    return (
+        b'{"id":%d,"v":1,"type":"' % record.id,
+        event_type(record).encode(),
+        b'","data":',
+        _data(record),
+        _whose(record.prompt_id, record.client),
+        b',"_meta":{"serverTimestamp":%d}}' % int(record.time * 1000),
+    )
+
+
+def _data(record: Record) -> bytes:
+    if record.kind is not Kind.NOTICE:
+        return bytes(open_line(record.line).params)
+    if record.name.startswith("_"):
+        line = open_line(record.line)
+        told = {"sessionId": line.params_object().get("sessionId"), "method": line.method}
+        return dumps({**told, "params": msgspec.Raw(bytes(line.params) or b"null")})
+    return notice_data(record.line)
+
+
+@lru_cache(maxsize=256)
+def _whose(prompt_id: str | None, client: str | None) -> bytes:
+    text = b""
+    if prompt_id is not None:
+        text += b',"promptId":' + dumps(prompt_id)
+    if client is not None:
+        text += b',"originatorClientId":' + dumps(client)
+    return text
+
+
+def synthetic(kind: str, data: dict[str, Any], time: float) -> bytes:
+    """An envelope without an id. ``time`` is Unix time in seconds."""
+    return dumps(
+        {"v": 1, "type": kind, "data": data, "_meta": {"serverTimestamp": int(time * 1000)}}
+    )

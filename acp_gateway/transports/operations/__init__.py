@@ -1,0 +1,1 @@
+"""The handlers of `protocol.extensions`, the same for REST and JSON-RPC."""

@@ -1,0 +1,33 @@
+"""The operations as JSON-RPC methods: the same handlers, the connection as the caller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from acp_gateway.protocol.extensions import OPERATIONS, Access
+from acp_gateway.transports.connection import Connection
+from acp_gateway.transports.hub import Hub
+from acp_gateway.transports.operations.access import check_access
+from acp_gateway.transports.operations.call import Call, Caller, Reply
+from acp_gateway.transports.operations.table import HANDLERS
+
+
+def serve_over_rpc(hub: Hub) -> None:
+    """Let the ``/acp`` connections of this hub call the operations."""
+
+    async def run(name: str, connection: Connection, params: dict[str, Any]) -> Any:
+        row = OPERATIONS[name]
+        check_access(row, hub)
+        caller = Caller(
+            client_id=connection.client_id,
+            binding=connection.origin,
+            loopback=connection.loopback,
+            connection_id=connection.id,
+        )
+        answer = await HANDLERS[name](
+            Call(hub=hub, caller=caller, params=params, reads=row.access is Access.READ)
+        )
+        body = answer.body if isinstance(answer, Reply) else answer
+        return {"ok": True} if body is None else body
+
+    hub.agent.operations = run

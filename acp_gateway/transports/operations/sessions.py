@@ -1,0 +1,467 @@
+"""Operations on the life of a session: create, attach, load, branch, leave, close, delete, list."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import structlog
+
+from acp_gateway.core.replay import replay
+from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.runtime import session_control
+from acp_gateway.runtime.agent_profile import AgentProfile
+from acp_gateway.runtime.session import How, Session
+from acp_gateway.runtime.session_catalog import iso
+from acp_gateway.transports.operations.call import Call, bad_request
+from acp_gateway.transports.operations.daemon import workspace_id
+
+log = structlog.get_logger("acp_gateway.operations")
+
+DEFAULT_PAGE: Final = 20
+MAX_PAGE: Final = 1000
+MAX_DELETED: Final = 100
+MAX_NAME: Final = 256
+
+
+# ---- create and attach ---------------------------------------------------------------------------
+
+
+def profile_of(call: Call) -> AgentProfile:
+    """The agent that the body names; the daemon's first one when it names none."""
+    name = call.params.get("agent")
+    if name is None:
+        return call.hub.default_profile
+    profile = call.manager.profiles.get(name) if isinstance(name, str) else None
+    if profile is None:
+        known = ", ".join(call.manager.profiles)
+        raise bad_request(f"There is no agent {name!r} here", remedy=f"use one of {known}")
+    return profile
+
+
+async def create(call: Call) -> Any:
+    params, manager = call.params, call.manager
+    cwd = _cwd(call)
+    scope = params.get("sessionScope")
+    if scope not in (None, "single", "thread"):
+        raise GatewayError(
+            ErrorKind.INVALID_SESSION_SCOPE,
+            "`sessionScope` must be single or thread",
+            allowed=["single", "thread"],
+        )
+    wanted = _wanted_id(params.get("sessionId"))
+    labels = _labels(params)
+    mode = params.get("approvalMode")
+    if mode is not None:
+        session_control.check_mode_word(mode)
+    asked: dict[str, Any] = {"cwd": cwd, "mcpServers": params.get("mcpServers") or []}
+    session, attached = await manager.create_or_attach(
+        asked,
+        profile_of(call),
+        shared=scope != "thread" and wanted is None,
+        session_id=wanted,
+        rule=session_control.read_rule(params, manager.desk.rule),
+    )
+    client_id = session.parties.join(call.caller.client_id, call.caller.binding)
+    body = _opened(session, client_id, attached)
+    if attached:
+        return body
+    session.labels = labels
+    body |= labels
+    if mode is not None:
+        try:
+            await session_control.set_mode(session, mode, client_id)
+        except GatewayError:
+            body["approvalModeApplied"] = False
+    model = params.get("modelServiceId")
+    if isinstance(model, str) and model:
+        try:
+            await session_control.set_model(session, model, client_id)
+        except GatewayError:
+            body["modelApplied"] = False
+    return body
+
+
+def _cwd(call: Call) -> str:
+    cwd = call.params.get("cwd")
+    if cwd is None:
+        cwd = call.params.get("workspaceCwd")
+    if cwd is None:
+        return str(call.manager.workspace.roots[0])
+    if not isinstance(cwd, str) or not cwd.startswith("/") or len(cwd) > 4096:
+        raise bad_request(
+            "`cwd` must be an absolute path", remedy="send a path that begins with /", field="cwd"
+        )
+    return cwd
+
+
+def _labels(params: Mapping[str, Any]) -> dict[str, str]:
+    labels = {}
+    for name in ("sourceType", "sourceId"):
+        value = params.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, str) or not 0 < len(value) <= 256 or not value.isprintable():
+            raise bad_request(f"`{name}` must be a text of 1 to 256 characters", field=name)
+        labels[name] = value
+    return labels
+
+
+def _wanted_id(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        with suppress(ValueError):
+            parsed = uuid.UUID(value)
+            if str(parsed) == value.lower() and parsed.version in (1, 2, 3, 4, 5):
+                return str(parsed)
+    raise GatewayError(ErrorKind.INVALID_SESSION_ID, "`sessionId` must be a UUID of version 1 to 5")
+
+
+def _opened(session: Session, client_id: str, attached: bool) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "sessionId": session.id,
+        "workspaceCwd": str(session.cwd),
+        "attached": attached,
+        "clientId": client_id,
+        "createdAt": iso(session.created_at),
+        "agent": session.profile.name,
+    }
+    if attached:
+        body["hasActivePrompt"] = session.queue.running is not None
+    return body | session.labels
+
+
+async def load(call: Call) -> Any:
+    session, body = await _restored(call, "load")
+    boundary = session.ring.last_id
+    if session.queue.running is not None:
+        boundary = session.queue.running.first_event
+    history = session.transcript.entries()
+    finished, unfinished = replay(
+        history,
+        session.ring.read(session.ring.first_id - 1, session.ring.last_id),
+        boundary,
+        frozenset(each.request_id for each in session.questions),
+    )
+    body |= {
+        "compactedReplay": finished,
+        "liveJournal": unfinished,
+        "promptTerminals": list(session.terminals),
+    }
+    if session.transcript.truncated:
+        body["historyHasMore"] = True
+        body["replayDegraded"] = True
+    return body
+
+
+async def resume(call: Call) -> Any:
+    _, body = await _restored(call, "resume")
+    return body
+
+
+async def _restored(call: Call, how: How) -> tuple[Session, dict[str, Any]]:
+    for name in ("liveReplayMode", "compactedReplayMode"):
+        if call.params.get(name) not in (None, "full", "summary"):
+            raise bad_request(f"`{name}` must be full or summary", field=name)
+    session_id = call.text("sessionId") or ""
+    manager = call.manager
+    live = manager.sessions.get(session_id)
+    attached = live is not None and live.over is None and live.has_agent
+    asked = {"sessionId": session_id, "cwd": _cwd(call), "mcpServers": []}
+    if live is None and call.params.get("cwd") is None:
+        # A stored session knows its own directory.
+        known = await manager.catalog.directory_of(session_id, call.hub.default_profile)
+        asked["cwd"] = known or asked["cwd"]
+    elif live is not None and call.params.get("cwd") is None:
+        asked["cwd"] = str(live.cwd)
+    try:
+        session = await manager.open(how, asked, profile_of(call))
+    except GatewayError as exc:
+        if exc.kind is ErrorKind.UNSUPPORTED_BY_AGENT and live is None:
+            raise manager.not_found(session_id) from exc
+        raise
+    if session.halted:
+        await session.agent()  # its agent had died: a load brings it back
+    client_id = session.parties.join(call.caller.client_id, call.caller.binding)
+    body = _opened(session, client_id, attached)
+    body |= {
+        "hasActivePrompt": session.queue.running is not None,
+        "state": {} if attached else session.state.as_result(),
+        "hasRunningBackgroundTasks": False,
+        "lastEventId": session.ring.last_id,
+        "eventEpoch": session.epoch,
+    }
+    if session.display_name is not None:
+        body["displayName"] = session.display_name
+    return session, body
+
+
+async def branch(call: Call) -> Any:
+    source = call.session()
+    if source.queue.running is not None or source.queue.waiting:
+        raise GatewayError(
+            ErrorKind.BRANCH_WHILE_PROMPT_ACTIVE,
+            "The session is working on a prompt",
+            remedy="branch when it has ended, or cancel it",
+            sessionId=source.id,
+        )
+    name = session_control.clean_name(call.params.get("name"), 200)
+    session, told = await session_control.branch(
+        call.manager, source, name, call.text("atRecordId")
+    )
+    client_id = session.parties.join(None, call.caller.binding)
+    finished, journal = replay(
+        session.transcript.entries(),
+        session.ring.read(session.ring.first_id - 1, session.ring.last_id),
+        0,
+        frozenset(),
+    )
+    source_name = source.title or source.id[:8]
+    display = told or name or f"{source_name} (branch)"
+    session.rename(display, source="manual")
+    source.publish(
+        "session_branched",
+        client=call.caller.client_id,
+        sourceSessionId=source.id,
+        newSessionId=session.id,
+        displayName=display,
+    )
+    source.wake()
+    return _opened(session, client_id, False) | {
+        "state": session.state.as_result(),
+        "hasActivePrompt": False,
+        "hasRunningBackgroundTasks": False,
+        "compactedReplay": [],
+        "liveJournal": [*finished, *journal],
+        "promptTerminals": [],
+        "lastEventId": session.ring.last_id,
+        "eventEpoch": session.epoch,
+        "displayName": display,
+        "forkedFrom": {"sessionId": source.id, "displayName": source_name},
+    }
+
+
+async def rewind_snapshots(call: Call) -> Any:
+    session = call.session()
+    told = await session_control.ask_qwen(session, "qwen/status/session/rewind_snapshots", {})
+    snapshots = None if told is None else told.get("snapshots")
+    return {"snapshots": snapshots if isinstance(snapshots, list) else []}
+
+
+async def rewind(call: Call) -> Any:
+    session = call.session()
+    target = call.params.get("promptId")
+    if not isinstance(target, str) or not target:
+        raise GatewayError(ErrorKind.MISSING_PROMPT_ID, "`promptId` is missing")
+    if len(session.queue):
+        raise GatewayError(
+            ErrorKind.SESSION_BUSY,
+            "The session is working on a prompt",
+            remedy="rewind when it has ended, or cancel it",
+            sessionId=session.id,
+        )
+    return await session_control.rewind(
+        session, target, call.params.get("rewindFiles") is True, call.caller.client_id
+    )
+
+
+# ---- leaving -------------------------------------------------------------------------------------
+
+
+async def detach(call: Call) -> Any:
+    manager = call.manager
+    session = manager.get(call.text("sessionId") or "")
+    caller = call.caller
+    party = session.parties.find(caller.client_id, caller.binding)
+    if party is None:
+        return None  # gone already, or anonymous: leaving twice is no error
+    if session.parties.leave(party.client_id):
+        session.desk.leave(session.id, party.client_id)
+        if not session.parties and session.idle:
+            session.begin_close("last_client_detached", client=party.client_id)
+    session.touch()
+    return None
+
+
+async def close(call: Call) -> Any:
+    session = call.session()
+    await session.close("client_close", client=call.caller.client_id)
+
+
+async def delete_many(call: Call) -> Any:
+    ids = call.params.get("sessionIds")
+    if (
+        not isinstance(ids, list)
+        or not 1 <= len(ids) <= MAX_DELETED
+        or not all(isinstance(each, str) and each for each in ids)
+    ):
+        raise bad_request(f"`sessionIds` must be a list of 1 to {MAX_DELETED} session ids")
+    removed: list[str] = []
+    missing: list[str] = []
+    errors: list[dict[str, str]] = []
+    profile = profile_of(call)
+    for session_id in dict.fromkeys(ids):
+        live = session_id in call.manager.sessions
+        stored = await call.manager.catalog.directory_of(session_id, profile)
+        if not live and stored is None:
+            missing.append(session_id)
+            continue
+        try:
+            await call.manager.delete(session_id, {"sessionId": session_id}, profile)
+            removed.append(session_id)
+        except GatewayError as exc:
+            errors.append({"sessionId": session_id, "error": exc.message, "code": exc.kind.word})
+    return {"removed": removed, "notFound": missing, "errors": errors}
+
+
+async def metadata(call: Call) -> Any:
+    session = call.session()
+    params = call.params
+    nested = params.get("metadata")
+    if isinstance(nested, dict) and "displayName" not in params:
+        params = nested  # the shape of the JSON-RPC twin
+    if "displayName" in params:
+        value = params["displayName"]
+        name = session_control.clean_name(value, MAX_NAME)
+        if name is None or not isinstance(value, str) or not value[:MAX_NAME].isprintable():
+            raise GatewayError(
+                ErrorKind.INVALID_METADATA,
+                "`displayName` must be a text without control characters",
+                field="displayName",
+            )
+        await session_control.tell_title(session, name)
+        session.rename(name, source="manual", client=call.caller.client_id)
+    body: dict[str, Any] = {"sessionId": session.id}
+    if session.title is not None:
+        body["displayName"] = session.title
+    return body
+
+
+async def heartbeat(call: Call) -> Any:
+    session = call.session()
+    session.touch()
+    body: dict[str, Any] = {"sessionId": session.id}
+    if call.caller.client_id is not None:
+        body["clientId"] = call.caller.client_id
+    body["lastSeenAt"] = int(time.time() * 1000)
+    return body
+
+
+# ---- lists ---------------------------------------------------------------------------------------
+
+
+def summary(session: Session) -> dict[str, Any]:
+    """What a list and the status route tell of a live session."""
+    questions = session.questions
+    asked = [session_control.is_user_question(each) for each in questions]
+    title = session.title
+    return {
+        "sessionId": session.id,
+        "workspaceCwd": str(session.cwd),
+        "cwd": str(session.cwd),
+        "agent": session.profile.name,
+        "createdAt": iso(session.created_at),
+        "updatedAt": iso(session.updated_at),
+        **({"displayName": title, "title": title} if title is not None else {}),
+        **({"titleSource": session.title_source} if session.title_source is not None else {}),
+        "clientCount": len(session.parties),
+        "hasActivePrompt": session.queue.running is not None,
+        "isArchived": False,
+        "activeWorkState": "active" if len(session.queue) else "idle",
+        "hasRunningBackgroundTasks": False,
+        "isWaitingForPermission": not all(asked),
+        "isWaitingForUserQuestion": any(asked),
+        "pendingInteractionCount": len(questions),
+        "hasTurnError": session.turn_failed,
+        "pendingInteractions": [],
+        **session.labels,
+    }
+
+
+def _stored(info: dict[str, Any]) -> dict[str, Any]:
+    meta = info.get("_meta")
+    meta = meta if isinstance(meta, dict) else {}
+    updated = info.get("updatedAt")
+    created = meta.get("createdAt")
+    title = info.get("title")
+    return {
+        "sessionId": info.get("sessionId"),
+        "workspaceCwd": info.get("cwd"),
+        "cwd": info.get("cwd"),
+        "createdAt": created if isinstance(created, str) else updated,
+        "updatedAt": updated,
+        **({"displayName": title, "title": title} if isinstance(title, str) else {}),
+        "clientCount": 0,
+        "hasActivePrompt": False,
+        "isArchived": False,
+    }
+
+
+async def listing(call: Call) -> Any:
+    manager = call.manager
+    selector = call.text("workspace") or call.text("workspaceCwd") or ""
+    roots = {workspace_id(str(root)): str(root) for root in manager.workspace.roots}
+    root = roots.get(selector)
+    if root is None:
+        path = selector if selector.startswith("/") else "/" + selector
+        directory, _ = await manager.workspace.resolve_directory(path, "workspace")
+        root = str(directory)
+    size = _size(call.params.get("size"))
+    before = _position(call.text("cursor"))
+    if call.params.get("archiveState") == "archived":
+        return {"sessions": []}  # there is no archive
+    rows = await manager.catalog.in_directory(root)
+    found = [summary(row) if isinstance(row, Session) else _stored(row) for row in rows]
+    for name, unlabelled in (("sourceType", "default"), ("sourceId", None)):
+        label = call.text(name)
+        if label:
+            found = [each for each in found if each.get(name, unlabelled) == label]
+    found.sort(key=_order, reverse=True)
+    if before is not None:
+        found = [each for each in found if _order(each) < before]
+    page = found[:size]
+    body: dict[str, Any] = {"sessions": page}
+    if len(found) > size:
+        body["nextCursor"] = _cursor(_order(page[-1]))
+    return body
+
+
+def _order(row: dict[str, Any]) -> tuple[str, str]:
+    return (str(row.get("updatedAt") or ""), str(row.get("sessionId")))
+
+
+def _size(value: Any) -> int:
+    if value is None or value == "":
+        return DEFAULT_PAGE
+    try:
+        return max(1, min(MAX_PAGE, int(value)))
+    except (TypeError, ValueError):
+        raise bad_request(f"`size` must be a number from 1 to {MAX_PAGE}", field="size") from None
+
+
+def _cursor(order: tuple[str, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(order).encode()).decode().rstrip("=")
+
+
+def _position(cursor: str | None) -> tuple[str, str] | None:
+    if not cursor:
+        return None
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        updated, session_id = json.loads(text)
+        if isinstance(updated, str) and isinstance(session_id, str):
+            return updated, session_id
+    except (binascii.Error, ValueError, TypeError):
+        pass
+    raise GatewayError(
+        ErrorKind.INVALID_CURSOR,
+        "The cursor is not valid",
+        remedy="use the nextCursor of the page before, or leave it out",
+    )

@@ -1,0 +1,1 @@
+"""The daemon's REST routes and event streams."""
