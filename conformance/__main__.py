@@ -8,8 +8,8 @@ from pathlib import Path
 
 import trio
 
-from conformance.manifest import TRANSPORTS
 from conformance.registry import Case, load_cases
+from conformance.requirement import ACP_TRANSPORTS, TRANSPORTS
 from conformance.runner import NoServer, Options, run
 from conformance.target import Target
 
@@ -19,16 +19,22 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__)
     parser.add_argument("url", nargs="?", help="http(s) or ws(s) URL; the path defaults to /acp")
     parser.add_argument("--token", help="bearer token")
-    parser.add_argument("--transport", choices=[*TRANSPORTS, "both"], default="both")
+    parser.add_argument(
+        "--transport",
+        choices=[*TRANSPORTS, "both", "all"],
+        default="all",
+        help="both: the two of ACP; rest: the daemon's REST routes and event streams",
+    )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="ID", help="requirement ids or their beginnings"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write a report")
     parser.add_argument(
         "--agent",
-        choices=["demo", "generic"],
+        choices=["demo", "fake-model", "generic"],
         default="demo",
-        help="what is behind the server: acp-gateway's demo agent, or anything else",
+        help="what is behind the server: acp-gateway's demo agent, a coding agent whose model is"
+        " tests/fake_model.py, or anything else",
     )
     parser.add_argument(
         "--cwd",
@@ -40,12 +46,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the requirements and end")
     arguments = parser.parse_args(argv)
 
-    wanted = [] if arguments.transport == "both" else [arguments.transport]
+    sets = {"all": TRANSPORTS, "both": ACP_TRANSPORTS}
+    wanted = sets.get(arguments.transport, (arguments.transport,))
     selected = [
         (case, transport)
         for case in load_cases()
         for transport in case.requirement.transports
-        if transport in (wanted or TRANSPORTS) and _matches(case, arguments.only)
+        if transport in wanted and _matches(case, arguments.only)
     ]
     if arguments.list:
         _list(selected)

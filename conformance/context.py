@@ -13,6 +13,7 @@ from conformance.http_link import HttpLink, http_client
 from conformance.links import Handler, Link, Reply, allow
 from conformance.outcome import Failure, Skip, check
 from conformance.raw import RawConnection, RawHead, RawWebSocket, upgrade_headers
+from conformance.rest.api import Api
 from conformance.target import Target
 from conformance.ws_link import WsLink
 
@@ -33,12 +34,13 @@ class Context:
         self._links: list[Link] = []
         self._raw: list[RawConnection] = []
         self._cwd: Path | None = None
+        self._rest: Api | None = None
 
     @property
     def cwd(self) -> Path:
-        """A directory of this run alone, inside the working directory given to the suite. For an
-        unknown agent that directory itself: some servers take no other."""
-        if self.agent == "generic":
+        """A directory of this run alone, inside the working directory given to the suite. For
+        another server that directory itself: some take no other."""
+        if self.agent != "demo":
             return self._root
         if self._cwd is None:
             self._cwd = Path(tempfile.mkdtemp(prefix="conformance-", dir=self._root))
@@ -108,6 +110,16 @@ class Context:
         if not isinstance((capabilities.get("sessionCapabilities") or {}).get(capability), dict):
             raise Skip(f"sessionCapabilities.{capability} is not advertised")
 
+    # --- REST
+
+    async def rest(self) -> Api:
+        """The REST surface; `Skip` when the server has none."""
+        if self._rest is None:
+            api = Api(self.nursery, self.target, self.cwd, self.agent)
+            self._rest = api
+            await api.open()
+        return self._rest
+
     # --- below the links
 
     def client(self, *, http2: bool = False, auth: bool = True) -> Any:
@@ -158,6 +170,8 @@ class Context:
             for link in self._links:
                 if link.closed is not None:
                     await self._quietly(link.close)
+            if self._rest is not None:
+                await self._quietly(self._rest.clean_up)
             for link in self._links:
                 for session in list(link.sessions):
                     if link.closed is None and await self._close_session(link, session):

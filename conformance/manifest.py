@@ -8,26 +8,9 @@ right. A source is a part of ACP v1, the remote transport RFD, an internet stand
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-TRANSPORTS = ("ws", "http")
-Level = Literal["must", "should", "gateway"]
-
-
-@dataclass(frozen=True)
-class Requirement:
-    id: str
-    source: str
-    transports: tuple[str, ...]
-    level: Level
-    text: str
-
-
-def _rows(source: str, transports: str, *rows: tuple[str, Level, str]) -> tuple[Requirement, ...]:
-    over = TRANSPORTS if transports == "both" else (transports,)
-    return tuple(Requirement(id, source, over, level, text) for id, level, text in rows)
-
+from conformance.requirement import Requirement
+from conformance.requirement import rows as _rows
+from conformance.rest.manifest import REST_REQUIREMENTS
 
 ACP_INIT = "ACP v1, Initialization"
 ACP_SESSION = "ACP v1, Session Setup"
@@ -46,7 +29,7 @@ RFC_HTTP = "RFC 9110"
 SSE = "WHATWG HTML, server-sent events"
 GATEWAY = "acp-gateway"
 
-REQUIREMENTS: tuple[Requirement, ...] = (
+ACP_REQUIREMENTS: tuple[Requirement, ...] = (
     # --- initialize and authentication by ACP
     *_rows(
         ACP_INIT,
@@ -416,4 +399,5 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     ),
 )
 
+REQUIREMENTS: tuple[Requirement, ...] = (*ACP_REQUIREMENTS, *REST_REQUIREMENTS)
 BY_ID: dict[str, Requirement] = {row.id: row for row in REQUIREMENTS}

@@ -10,7 +10,8 @@ from pkgutil import iter_modules
 from typing import Any
 
 from conformance.context import Context
-from conformance.manifest import BY_ID, Requirement
+from conformance.manifest import BY_ID
+from conformance.requirement import Requirement
 
 Body = Callable[..., Awaitable[None]]
 

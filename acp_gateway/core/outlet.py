@@ -27,13 +27,15 @@ BATCH_BYTES: Final = 256 * 1024
 class Slot:
     """The place of one answer or question in a subscription's stream."""
 
-    __slots__ = ("data", "done", "jump", "sub", "watermark")
+    __slots__ = ("data", "done", "jump", "once", "sub", "watermark")
 
     def __init__(self, sub: Subscription) -> None:
         self.sub: Subscription | None = sub
         self.watermark: int | None = None
         self.data: bytes | None = None
         self.done = False
+        self.once = False
+        """Of this reading alone: a rewind does not bring it again."""
         self.jump: int | None = None
         """Reading goes on behind this id: what lies between is not sent."""
 
@@ -198,7 +200,7 @@ class Outlet:
         self.wake()
 
     def _note_sent(self, sub: Subscription, slot: Slot, data: bytes) -> None:
-        if not self._remember_bytes or slot.watermark is None:
+        if not self._remember_bytes or slot.watermark is None or slot.once:
             return
         self._sent.append((sub, slot.watermark, data))
         self._sent_bytes += len(data)

@@ -219,7 +219,7 @@ class Agent:
 
     def _new(self, request_id: Any, params: Params) -> None:
         cwd, additional = params_of.directories(params)
-        session = Session(os.urandom(16).hex(), cwd)
+        session = Session(params_of.own_id(params) or os.urandom(16).hex(), cwd)
         session.additional, session.servers = additional, params_of.servers(params)
         self._answer_opened(request_id, session, sessionId=session.id)
 

@@ -64,6 +64,15 @@ def servers(params: Params) -> list[dict[str, Any]]:
     ]
 
 
+def own_id(params: Params) -> str | None:
+    """The id that the client chose for a new session (Qwen's member of ``_meta``)."""
+    meta = params.get("_meta")
+    wanted = meta.get("qwen-code/sessionId") if isinstance(meta, dict) else None
+    if isinstance(wanted, str) and len(wanted) == 36 and set(wanted) <= set("0123456789abcdef-"):
+        return wanted
+    return None
+
+
 def nested(value: Any, *names: str) -> dict[str, Any]:
     """The object at the end of a path of optional members; empty when there is none."""
     for name in names:

@@ -247,6 +247,7 @@ _TABLE: Final = (
     _op("workspace_settings", "GET /workspace/settings", "web_shell"),
     _op("workspace_models", "GET /workspace/models", "web_shell"),
     _op("workspace_git", "GET /workspaces/{workspace}/git", "web_shell"),
+    _op("workspace_skills", "GET /workspaces/{workspace}/skills", "web_shell"),
     _op("session_goal", f"GET {_SESSION}/goal", "web_shell"),
     _op("sessions_delete", "POST /sessions/delete", "session_delete", rpc="sessions/delete"),
     _op("workspace_events", "GET /workspace/events", "workspace_events", stream=True),
@@ -262,10 +263,10 @@ RPC: Final[Mapping[str, Operation]] = MappingProxyType(
 
 
 def features(*, agent_extensions: bool, flags: Mapping[str, bool]) -> list[str]:
-    """The tags to advertise, each once. ``flags``: tags that a setting switches on."""
+    """The tags to advertise, each once. ``flags``: tags that hang on a setting or the agent."""
     tags: dict[str, None] = {}
     for row in _TABLE:
         if agent_extensions or not row.needs_agent:
             tags.update(dict.fromkeys(row.tags))
-    tags.update({tag: None for tag, on in flags.items() if on})
-    return list(tags)
+    tags.update(dict.fromkeys(flags))
+    return [tag for tag in tags if flags.get(tag, True)]

@@ -46,6 +46,8 @@ class Quirks:
     """Tell it that fs/write_text_file is served."""
     private_meta: bool = False
     """Understands the private ``_meta`` keys and ext methods of the Qwen daemon."""
+    chosen_session_ids: bool = False
+    """Gives a new session the id that the client chose (Qwen's member of ``_meta``)."""
     ping_method: str | None = None
     """Request ``{v: 1, nonce: int}`` that is answered with the same, for health checks."""
     initialize_meta: Mapping[str, Any] = attrs.field(factory=dict)
@@ -138,6 +140,7 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
                 )
             },
             expected_memory_mb=30,
+            quirks=Quirks(chosen_session_ids=True),
         ),
         AgentProfile(
             name="qwen",
@@ -150,6 +153,7 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
             expected_memory_mb=300,
             quirks=Quirks(
                 private_meta=True,
+                chosen_session_ids=True,
                 ping_method="qwen/status/channel/ping",
                 initialize_meta={"qwen.daemon.channelLiveness": {"v": 1}},
             ),

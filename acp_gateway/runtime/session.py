@@ -429,7 +429,8 @@ class Session(SessionTurns):
 
     @property
     def title(self) -> str | None:
-        return self.display_name or self.state.title
+        """What a client named it, else the agent, else what was said first."""
+        return self.display_name or self.state.title or self.first_words
 
     def rename(self, name: str, *, source: str, client: str | None = None) -> None:
         """Give it a title, and tell everybody."""

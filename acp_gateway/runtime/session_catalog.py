@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -129,22 +130,26 @@ class SessionCatalog:
         }
         return info
 
-    async def in_directory(self, cwd: str) -> Sequence[Session | dict[str, Any]]:
-        """Every session of a directory, live or stored, each once; stored ones as their agent
-        told them."""
+    async def in_directory(self, directory: Path) -> Sequence[Session | dict[str, Any]]:
+        """Every session in a directory or below it, live or stored, each once; stored ones as
+        their agent told them."""
         rows: list[Session | dict[str, Any]] = []
         for profile in self._profiles.values():
             rows += [
                 each
                 for each in self._sessions.values()
-                if each.over is None and each.profile is profile and str(each.cwd) == cwd
+                if each.over is None
+                and each.profile is profile
+                and (each.cwd == directory or directory in each.cwd.parents)
             ]
-            with suppress(GatewayError):  # an agent that cannot tell has no stored ones
-                rows += [
-                    info
-                    for info in await self._all_stored(profile, cwd)
-                    if info.get("cwd", cwd) == cwd
-                ]
+            stored: dict[str, dict[str, Any]] = {}
+            for asked in (str(directory), None):  # some agents tell only what is asked for
+                with suppress(GatewayError):  # an agent that cannot tell has no stored ones
+                    for info in await self._all_stored(profile, asked):
+                        place = Path(str(info.get("cwd", directory)))
+                        if place == directory or directory in place.parents:
+                            stored.setdefault(info["sessionId"], info)
+            rows += stored.values()
         return rows
 
     async def _all_stored(self, profile: AgentProfile, cwd: str | None) -> Sequence[dict[str, Any]]:
@@ -164,10 +169,14 @@ class SessionCatalog:
         return list(found.values())
 
     async def directory_of(self, session_id: str, profile: AgentProfile) -> str | None:
-        """Where a session that its agent has stored works; None when none is known."""
+        """Where a session that its agent has stored works; None when none is known.
+
+        Starts an agent when none runs.
+        """
         with suppress(GatewayError):
-            for info in await self._all_stored(profile, None):
-                if info.get("sessionId") == session_id:
-                    cwd = info.get("cwd")
-                    return cwd if isinstance(cwd, str) else str(self._workspace.roots[0])
+            async with self._pool.borrow(profile):
+                for info in await self._all_stored(profile, None):
+                    if info.get("sessionId") == session_id:
+                        cwd = info.get("cwd")
+                        return cwd if isinstance(cwd, str) else str(self._workspace.roots[0])
         return None

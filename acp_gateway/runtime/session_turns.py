@@ -29,6 +29,7 @@ from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.wire.json_codec import loads
 
 CANCELLED_RESULT: Final[dict[str, Any]] = {"stopReason": "cancelled"}
+FIRST_WORDS: Final = 80
 TERMINALS: Final = 64
 """Ends of turns that a load tells."""
 
@@ -48,6 +49,8 @@ class SessionTurns(SessionFeed):
         self.prompted = False
         self.prompts = 0
         """Prompts accepted."""
+        self.first_words: str | None = None
+        """The beginning of the first one, on one line."""
         self.turn_failed = False
         """The last turn ended with an error."""
         self.terminals: deque[dict[str, Any]] = deque(maxlen=TERMINALS)
@@ -55,6 +58,8 @@ class SessionTurns(SessionFeed):
         self._host: AgentHost | None = None
         self._turn_wakeup = Wakeup()
         self._turn_scope: trio.CancelScope | None = None
+        self._forwarded = False
+        """The agent has the running turn's prompt."""
 
     async def agent(self) -> AgentHost:
         raise NotImplementedError
@@ -105,6 +110,8 @@ class SessionTurns(SessionFeed):
         self.queue.submit(turn, self.id)
         self.prompted = True
         self.prompts += 1
+        if self.first_words is None:
+            self.first_words = " ".join(turn.text[:400].split())[:FIRST_WORDS] or None
         self.touch()
         if turn.waited:
             self._queue_event(
@@ -167,7 +174,9 @@ class SessionTurns(SessionFeed):
         if self._host is not None:
             self._host.notify("session/cancel", {"sessionId": self.agent_id})
         if self._turn_scope is not None:
-            self._turn_scope.deadline = trio.current_time() + self._settings.cancel_timeout
+            # One that still waits for an agent has nobody to wait for.
+            patience = self._settings.cancel_timeout if self._forwarded else 0.0
+            self._turn_scope.deadline = trio.current_time() + patience
 
     # ---- the loop -------------------------------------------------------------------------------
 
@@ -197,8 +206,9 @@ class SessionTurns(SessionFeed):
         if turn.waited:
             self._queue_event("pending_prompt_started", turn, text=turn.text)
             self.wake()
+        self._forwarded = False
         with trio.CancelScope() as scope:
-            self._turn_scope = scope  # a cancel has its deadline here too
+            self._turn_scope = scope  # a cancel ends the wait
             try:
                 host = await self.agent()
             except GatewayError as exc:
@@ -219,6 +229,7 @@ class SessionTurns(SessionFeed):
             self._prompt_replied(turn, call)
             replied.set()
 
+        self._forwarded = True
         call = host.call("session/prompt", self._for_agent(turn.params), reply)
         with trio.CancelScope() as scope:
             self._turn_scope = scope

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,20 @@ log = structlog.get_logger("acp_gateway.sessions")
 
 REAP_INTERVAL: Final = 5.0
 REMEMBERED_STARTS: Final = 128
+
+
+OWN_ID: Final = "qwen-code/sessionId"
+"""Member of ``_meta`` in ``session/new``: the id that the session is to get."""
+
+
+def checked_session_id(value: Any) -> str:
+    """A UUID of version 1 to 5, in lower case. Raises ``invalid_session_id``."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            parsed = uuid.UUID(value)
+            if str(parsed) == value.lower() and parsed.version in (1, 2, 3, 4, 5):
+                return str(parsed)
+    raise GatewayError(ErrorKind.INVALID_SESSION_ID, "`sessionId` must be a UUID of version 1 to 5")
 
 
 class SessionManager:
@@ -194,7 +209,7 @@ class SessionManager:
         Concurrent calls for the default session join. ``session_id``: the id that it must get.
         """
         if not shared:
-            return await self._create_named(params, profile, session_id, rule), False
+            return await self.create_named(params, profile, session_id, rule), False
         cwd, _ = await self.workspace.resolve_directory(str(params.get("cwd")), "cwd")
         place = (profile.name, cwd)
         while (starting := self._default_starting.get(place)) is not None:
@@ -211,13 +226,17 @@ class SessionManager:
             done.set()
             del self._default_starting[place]
 
-    async def _create_named(
+    async def create_named(
         self,
         params: dict[str, Any],
         profile: AgentProfile,
         session_id: str | None,
         rule: Rule | None,
     ) -> Session:
+        """A session with the id that the caller chose, where the agent takes one.
+
+        Raises ``session_id_conflict``, ``unsupported_by_agent``.
+        """
         if session_id is None:
             return await self.create(params, profile, rule=rule)
         if session_id in self.sessions or await self.catalog.directory_of(session_id, profile):
@@ -230,9 +249,8 @@ class SessionManager:
                 conflict="persisted" if live is None else "live",
                 **({} if live is None else {"liveWorkspaceCwd": str(live.cwd)}),
             )
-        session = await self.create(
-            {**params, "_meta": {"qwen-code/sessionId": session_id}}, profile, rule=rule
-        )
+        meta = {**(params.get("_meta") or {}), OWN_ID: session_id}
+        session = await self.create({**params, "_meta": meta}, profile, rule=rule)
         if session.id != session_id:
             await session.close("client_close")
             raise GatewayError(

@@ -54,6 +54,8 @@ class Workspace:
                 + ", ".join(str(each) for each in self.roots),
                 remedy="use a directory of the workspace, or serve with another --workspace",
                 field=what,
+                boundWorkspace=str(self.roots[0]),
+                requestedWorkspace=path,
                 workspaces=[str(each) for each in self.roots],
             )
         if not await trio.to_thread.run_sync(os.path.isdir, real, limiter=self._limiter):

@@ -34,7 +34,7 @@ from acp_gateway.runtime.session_control import (
     set_mode,
     set_model,
 )
-from acp_gateway.runtime.sessions import SessionManager
+from acp_gateway.runtime.sessions import OWN_ID, SessionManager, checked_session_id
 from acp_gateway.transports.connection import Connection, Context
 from acp_gateway.wire.jsonrpc import notification_bytes
 
@@ -179,12 +179,17 @@ class AcpAgent:
             name: params[name] for name in ("approvalMode", "modelServiceId") if name in params
         }
         params = {name: value for name, value in params.items() if name not in wishes}
-        session = await self._manager.create(
-            for_agent(params),
-            context.connection.profile,
-            key if isinstance(key, str) else None,
-            read_rule(own, self._manager.desk.rule),
-        )
+        rule = read_rule(own, self._manager.desk.rule)
+        profile = context.connection.profile
+        wanted = (params.get("_meta") or {}).get(OWN_ID) if "_meta" in params else None
+        if wanted is not None:
+            session = await self._manager.create_named(
+                for_agent(params), profile, checked_session_id(wanted), rule
+            )
+        else:
+            session = await self._manager.create(
+                for_agent(params), profile, key if isinstance(key, str) else None, rule
+            )
         client = context.connection.client_id
         with suppress(GatewayError):  # told by their own events
             if "approvalMode" in wishes:
@@ -397,7 +402,8 @@ class AcpAgent:
 
     async def vote(self, context: Context, params: dict[str, Any]) -> Any:
         """``session/permission`` (Qwen): a vote as a request of its own."""
-        return await self._operation("session_permission_vote", context, params)
+        named = "session_permission_vote" if "sessionId" in params else "permission_vote"
+        return await self._operation(named, context, params)
 
     async def _operation(self, name: str, context: Context, params: dict[str, Any]) -> Any:
         if self.operations is None:

@@ -89,7 +89,6 @@ class _Stream:
         self.unread_since = trio.current_time()
 
 
-QWEN_CLIENT: Final = "qwen-code-sdk"
 _QWEN_ON_SESSION: Final = frozenset(
     {
         "session/prompt",
@@ -118,8 +117,7 @@ class HttpPeer(AcpConnection):
     def stream_of(self, session_id: str | None) -> _Stream:
         stream = self.streams.get(session_id)
         if stream is None:
-            qwen = self.client_name == QWEN_CLIENT
-            stream = _Stream(sse_record_for_qwen if qwen else sse_record)
+            stream = _Stream(sse_record_for_qwen if self.is_qwen_sdk else sse_record)
             self.streams[session_id] = stream
         return stream
 
@@ -136,7 +134,7 @@ class HttpPeer(AcpConnection):
     def answers_on_session(self, method: str) -> bool:
         # Qwen's client reads these answers on the session's stream, and all others nowhere else
         # than on the connection's.
-        return self.client_name != QWEN_CLIENT or method in _QWEN_ON_SESSION
+        return not self.is_qwen_sdk or method in _QWEN_ON_SESSION
 
     def kick(self, code: int, reason: str) -> None:
         self.ended.set()
@@ -161,6 +159,13 @@ class HttpPeer(AcpConnection):
     def present(self) -> bool:
         # A client that vanished without DELETE leaves no open stream behind.
         return self.streaming or trio.current_time() - self.last_used < ABSENT_AFTER
+
+    def give_way(self) -> bool:
+        # A client that vanished without DELETE leaves no open stream behind.
+        if self.present or self.ended.is_set():
+            return False
+        self.ended.set()
+        return True
 
     def forget_streams(self) -> None:
         """Drop the streams of sessions that are over and read."""
@@ -257,8 +262,31 @@ class AcpHttp:
         mismatch = self._session_header(message, headers.get("acp-session-id"))
         if mismatch is not None:
             return error_answer(mismatch, id)
-        peer.receive(message, peer.spawn)
-        return Answer(202)
+        if not peer.is_qwen_sdk:
+            peer.receive(message, peer.spawn)
+            return Answer(202)
+        return await self._answer_qwen(peer, message)
+
+    async def _answer_qwen(self, peer: HttpPeer, message: Message) -> Answer:
+        """Qwen's client waits for an answer on a stream only once it has the 202, and so misses one
+        that comes at the same time; it takes the answer as the POST's body as well. Prompts take
+        long enough, and their answers have a place among the events.
+        """
+        contexts: list[Context] = []
+
+        def spawn(context: Context) -> None:
+            context.direct = context.turn is None
+            contexts.append(context)
+            peer.spawn(context)
+
+        peer.receive(message, spawn)
+        context = contexts[0] if contexts else None
+        if context is None or not context.direct or peer.nursery is None:
+            return Answer(202)
+        await context.over.wait()
+        if context.payload is None:
+            return Answer(202)
+        return Answer(200, context.payload, (("content-type", "application/json"),))
 
     def _session_header(self, message: Message, header: str | None) -> GatewayError | None:
         """RFD: header and params name the same session; the header may miss unless strict."""
@@ -441,11 +469,14 @@ class AcpHttp:
         """
         sub, session = peer.subs.get(session_id or ""), peer.session(session_id or "")
         last = parse_last_event_id(headers.get("last-event-id"))
-        if sub is None or session is None or last is None or (last == 0 and not sub.read):
+        if sub is None or session is None or last is None:
             return
         epoch = headers.get("x-qwen-event-epoch") or None
         plan = plan_replay(sub.ring, last, epoch, session.epoch, budget=sys.maxsize)
         outlet = peer.stream_of(session_id).outlet
+        if last == 0 and not sub.read:
+            _tell(outlet, sub, "replay_complete", plan.complete, plan.stop)
+            return
         outlet.rewind(sub, plan.start)
         if plan.resync is not None:
             _tell(outlet, sub, "state_resync_required", plan.resync, plan.start)
@@ -475,6 +506,7 @@ def _tell(
 ) -> None:
     """An event of this stream alone, behind the event ``watermark``."""
     slot = Slot(sub)
+    slot.once = True
     slot.fix(watermark)
     params = {"kind": kind, "data": {"sessionId": sub.session_id, **data}}
     outlet.fill(slot, notification_bytes(NOTIFY, params))

@@ -40,6 +40,7 @@ from acp_gateway.wire.jsonrpc import (
 log = structlog.get_logger("acp_gateway.connection")
 
 MAX_IN_FLIGHT: Final = 256
+QWEN_CLIENT: Final = "qwen-code-sdk"
 
 
 class Context:
@@ -55,6 +56,10 @@ class Context:
         self.turn: Turn | None = None
         self.refusal: GatewayError | None = None
         """Why a prompt was not admitted."""
+        self.direct = False
+        """The answer is `payload`, for who waits for `over`; it is sent on no stream."""
+        self.payload: bytes | None = None
+        self.over = trio.Event()
 
     def place(self, session: Session) -> None:
         """Let the answer take its place among the session's events on this connection."""
@@ -129,6 +134,10 @@ class Connection:
         """End the connection; the code is WebSocket's (RFC 6455 §7.4)."""
         raise NotImplementedError
 
+    def give_way(self) -> bool:
+        """End, if its client seems to be gone; True when it did."""
+        return False
+
     # ---- in -------------------------------------------------------------------------------------
 
     def receive(self, message: Message, spawn: Callable[[Context], None]) -> None:
@@ -181,6 +190,7 @@ class Connection:
                 slot.done = True
                 if sub is not None and sub.outlet is not None:
                     sub.outlet.wake()
+            context.over.set()
 
     async def answer_to(self, context: Context) -> bytes:
         """The response to a request; -32800 when the client took it back."""
@@ -190,6 +200,9 @@ class Connection:
         return error_bytes(context.request.id, error.to_jsonrpc())
 
     def _answer(self, context: Context, payload: bytes) -> None:
+        if context.direct:
+            context.payload = payload
+            return
         row = METHODS.get(context.request.method)
         slot = context.slot
         if slot is not None and slot.sub is not None and slot.sub.outlet is not None:
@@ -197,6 +210,13 @@ class Connection:
             return
         on_session = row is None or row.stream == "session"
         session_id = context.session.id if context.session is not None and on_session else None
+        if session_id is None and row is not None and on_session:
+            # A refusal goes where the answer was to come.
+            params = context.request.params
+            named = params.get("sessionId") if isinstance(params, dict) else None
+            waits = named in self.subs or (self.is_qwen_sdk and isinstance(named, str))
+            if waits and self.answers_on_session(row.name):
+                session_id = named
         self.outlet_of(session_id).send(payload)
 
     def _fill(self, outlet: Outlet, slot: Slot, payload: bytes) -> None:
@@ -266,6 +286,8 @@ class Connection:
                 self._withdraw(session, id, asked)
         self.leave(session.id)
         sub = session.attach(self, history=history, last_event_id=last_event_id)
+        if self.is_qwen_sdk:
+            sub.origin = None  # it shows its user's words when they come back
         self.subs[session.id] = sub
         self._sessions[session.id] = session
         for other in self._in_flight.values():
@@ -328,6 +350,11 @@ class Connection:
     def present(self) -> bool:
         """Is somebody there? What nobody attends may give way to others."""
         return True
+
+    @property
+    def is_qwen_sdk(self) -> bool:
+        """Qwen's client for its daemon, which takes ACP for another form of the REST surface."""
+        return self.client_name == QWEN_CLIENT
 
     @property
     def client_id(self) -> str:

@@ -21,6 +21,7 @@ from acp_gateway.transports.acp_http import AcpHttp, Answer, plain_error
 from acp_gateway.transports.acp_ws_fallback import serve_fallback
 from acp_gateway.transports.guards import Head, decide, is_loopback_address, is_preflight
 from acp_gateway.transports.hub import Hub
+from acp_gateway.transports.request_body import finishing
 from acp_gateway.transports.rest.event_stream import EventStream
 from acp_gateway.transports.rest.routes import (
     RETRY_AFTER,
@@ -168,6 +169,8 @@ class GatewayAsgi:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)  # type: ignore[arg-type]
             return
+        if scope["type"] == "http":
+            receive, send = finishing(scope, receive, send)
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]

@@ -48,6 +48,8 @@ class Hub:
         limit = self.settings.max_connections
         if len(self.connections) < limit:
             return None
+        if any(each.give_way() for each in tuple(self.connections.values())):
+            return None
         return GatewayError(
             ErrorKind.CONNECTION_LIMIT,
             f"Too many ACP connections ({limit})",

@@ -19,6 +19,7 @@ import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 
@@ -35,10 +36,10 @@ HEAD_TIMEOUT: Final = 10.0
 TLS_TIMEOUT: Final = 10.0
 DEAD_PEER_TIMEOUT: Final = 120
 """Seconds until data that nobody acknowledges ends a connection."""
+_FULL_BODY: Final = b'{"error":"Too many connections","code":"connection_limit_exceeded"}'
 _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n"
-    b'connection: close\r\ncontent-length: 65\r\n\r\n{"error":"Too many connections","code":"'
-    b'connection_limit_exceeded"}\n'[:-1]
+    b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(_FULL_BODY), _FULL_BODY)
 )
 
 
@@ -110,6 +111,21 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
             remedy="check that --tls-cert and --tls-key are a PEM pair",
         ) from None
     return context
+
+
+class _Server(TCPServer):
+    """hypercorn's, but gone as soon as its client is: it would first wait out its idle time."""
+
+    _over = False
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._over and isinstance(event, Updated)):
+            await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._over = True
+        await self.idle_task.stop()
 
 
 class Listener:
@@ -196,7 +212,7 @@ class Listener:
         elif head or self._tls is not None:
             if head and not head.startswith(b"PRI "):  # one stream must not end all of HTTP/2
                 peer.serve_here()
-            await TCPServer(self._app, self._config, self._context, {}, peer)  # type: ignore[arg-type]
+            await _Server(self._app, self._config, self._context, {}, peer)  # type: ignore[arg-type]
 
 
 async def _read_head(stream: trio.abc.Stream) -> tuple[bytes, bool]:

@@ -136,7 +136,7 @@ function showState(name, detail) {
   if (name === "waiting") {
     const until = Date.now() + detail.seconds * 1000;
     const left = () => Math.max(1, Math.ceil((until - Date.now()) / 1000));
-    banner(detail.reason, "Try now", () => gateway.connection.retry());
+    banner(detail.reason.replace(/\.?$/, "."), "Try now", () => gateway.connection.retry());
     const tell = () => ($("banner-more").textContent = `Trying again in ${left()} s.`);
     countdown = setInterval(tell, 1000);
     tell();

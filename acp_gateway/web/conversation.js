@@ -131,7 +131,7 @@ export class Conversation {
     this.changed.add(entry);
   }
 
-  /** A `_qwen/notify` of this session. Gives what has to be done: "reload", "closed" or nothing. */
+  /** A `_qwen/notify` of this session. True: it has to be loaded anew. */
   notice(kind, data) {
     if (kind === "turn_complete" || kind === "turn_error") {
       this.running = false;
@@ -142,29 +142,29 @@ export class Conversation {
     } else if (kind === "permission_resolved") {
       const text = RESOLVED[data.reason];
       if (text) this.note(text);
-    } else if (kind === "session_died") {
+    } else if (kind === "session_died" && data.reason !== "daemon_shutdown") {
       this.running = false;
       const remedy = data.recoverable ? "Send a message: the gateway starts it again." : null;
-      this.note(data.message ?? "The agent ended.", { error: true, remedy });
-    } else if (kind === "session_closed") {
+      this.note(data.message ?? `The agent ended (${data.reason}).`, { error: true, remedy });
+    } else if (kind === "session_died" || kind === "session_closed") {
       this.running = this.attached = false;
       this.cursor = null;
       if (data.reason === "daemon_shutdown") {
         this.lost = true; // it comes back with the gateway
         this.news = "The gateway was started anew; what was under way has ended.";
+      } else {
+        const remedy = "Send a message or open it again from the list.";
+        this.note(`The session was closed (${data.reason}).`, { remedy });
       }
-      const remedy = "Send a message or open it again from the list.";
-      this.note(`The session was closed (${data.reason}).`, { remedy });
-      return "closed";
     } else if (kind === "state_resync_required") {
-      const reload = !this.loading;
       this.reset();
-      return reload ? "reload" : undefined;
+      return !this.loading;
     } else if (kind === "history_truncated") {
       this.note("The beginning of this conversation is no longer kept.");
     } else if (kind === "model_switched" && this.models) {
       this.models = { ...this.models, currentModelId: data.modelId };
     }
+    return false;
   }
 }
 

@@ -260,7 +260,7 @@ export class Gateway {
     let reload = false;
     for (const { method, params } of messages) {
       if (method === "session/update") each.update(params.update ?? {});
-      else if (method === "_qwen/notify") reload = each.notice(params.kind, params.data) === "reload" || reload;
+      else if (method === "_qwen/notify") reload = each.notice(params.kind, params.data) || reload;
     }
     this.page.events(each, messages, each.cursor, cursor);
     each.cursor = reload || each.cursor === null ? each.cursor : cursor;

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import pytest
 import structlog
+import support.transport_imports  # noqa: F401
 import trio
 from support.fake_agent import FakeHost, FakePool, fake_manager, rule, settle, start
 from support.runtime_rig import Recorder, records
@@ -41,7 +42,7 @@ REFUSALS = {
     "session_not_found",
     "invalid_client_id",
 }
-RUNS = ("vote", "vote", "vote", "abort", "cancel", "leave", "drop", "death", "close")
+RUNS = ("vote", "vote", "vote", "abort", "cancel", "leave", "drop", "finish", "death", "close")
 
 
 class Asking(FakePool):
@@ -64,6 +65,8 @@ class Asking(FakePool):
 
     def answered(self, host: FakeHost, message: dict[str, Any]) -> None:
         self._open[host] -= 1
+        for session_id in tuple(host.sessions):
+            host.say(session_id, "it goes on")
         if not self._open[host]:
             for session_id in tuple(host.sessions):
                 self.finish(host, session_id)
@@ -86,14 +89,16 @@ class Stage:
     def call(self, who: str, **params: Any) -> Call:
         rest = who != "c"
         caller = Caller(
-            client_id=self.ids.get(who),
+            claimed=self.ids.get(who),
             binding=None if rest else self.recorder.origin,
             loopback=self.local[who],
         )
         hub: Any = SimpleNamespace(manager=self.manager)
         return Call(hub=hub, caller=caller, params={"sessionId": self.session.id, **params})
 
-    async def perform(self, name: str, handler: Callable[[Call], Awaitable[Any]], call: Call) -> Any:
+    async def perform(
+        self, name: str, handler: Callable[[Call], Awaitable[Any]], call: Call
+    ) -> Any:
         try:
             result = await handler(call)
         except GatewayError as exc:
@@ -152,6 +157,9 @@ def act(each: Stage, word: str, who: str, request: str, dice: random.Random, hos
     async def now() -> None:
         if word == "drop":
             session.detach(each.recorder, each.sub)
+        elif word == "finish":
+            # The turn ends although the agent still asks.
+            each.pool.finish(host, session.agent_id)
         else:
             host.die()
 
@@ -234,8 +242,7 @@ async def check(
         told = [
             record
             for record in records(session)
-            if record.name in ("turn_complete", "turn_error")
-            and record.prompt_id == turn.prompt_id
+            if record.name in ("turn_complete", "turn_error") and record.prompt_id == turn.prompt_id
         ]
         assert len(told) == 1, f"{len(told)} ends of a prompt"
     last = [at for at, name in enumerate(names) if name in ("session_closed", "session_died")]
@@ -278,6 +285,134 @@ def test_each_request_is_answered_once_in_every_schedule(tmp_path: Path, policy:
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
     wanted = {"vote {}", "abort {}", "vote permission_already_resolved", "timeout", "closed"}
-    wanted |= {"cancel", "leave", "drop", "death", "close"}
+    wanted |= {"cancel", "leave", "drop", "finish", "death", "close"}
     wanted |= {"vote permission_forbidden"} if policy != "first-responder" else set()
     assert wanted <= set(happened), f"never happened: {wanted - set(happened)}"
+
+
+# ---- single races, told by their outcome ---------------------------------------------------------
+
+
+async def asking(
+    manager: SessionManager, pool: Asking, root: Path, policy: str = "first-responder"
+) -> tuple[Stage, FakeHost, str, str]:
+    """A stage with one open question: its agent, the agent's id for it, and ours."""
+    each = await stage(manager, pool, root, policy, random.Random(1))
+    prompt(each.session, 1, each.ids["a"])
+    await settle(lambda: each.recorder.asked)
+    host, question = pool.asked[-1]
+    return each, host, question, each.recorder.asked[-1].request_id
+
+
+@pytest.mark.usefixtures("_quiet")
+def test_a_vote_at_the_tick_of_the_timeout(tmp_path: Path) -> None:
+    won: Counter[str] = Counter()
+
+    async def main() -> None:
+        async with fake_manager(tmp_path, Asking(), permission_timeout=TIMEOUT) as (manager, pool):
+            assert isinstance(pool, Asking)
+            for seed in range(100):
+                trio._core._run._r.seed(seed)  # type: ignore[attr-defined]
+                each, host, question, request = await asking(manager, pool, tmp_path)
+                call = each.call("a", requestId=request, **YES)
+                await trio.sleep_until(trio.current_time() + TIMEOUT)
+                result = await each.perform("vote", permissions.vote, call)
+                await trio.sleep(1)
+                (told,) = each.events("permission_resolved")
+                (answer,) = host.answers[question]
+                if result == {}:
+                    assert told["reason"] == "vote" and told["voterClientId"] == each.ids["a"]
+                    assert answer["result"] == YES
+                    assert not each.events("permission_already_resolved")
+                else:
+                    assert result == "permission_already_resolved"
+                    assert told["reason"] == "timeout" and "voterClientId" not in told
+                    meta = {"qwen.daemon.permissionCancelReason": "timeout"}
+                    assert answer["result"] == {**ABORT, "_meta": meta}
+                    (late,) = each.events("permission_already_resolved")
+                    assert late["outcome"] == ABORT["outcome"]
+                won[told["reason"]] += 1
+                await each.session.close("client_close")
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert won["vote"] and won["timeout"] and won.total() == 100
+
+
+async def test_the_timer_of_an_answered_question_never_fires(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with fake_manager(tmp_path, Asking(), permission_timeout=TIMEOUT) as (manager, pool):
+        assert isinstance(pool, Asking)
+        each, host, question, request = await asking(manager, pool, tmp_path)
+        await trio.sleep(TIMEOUT - 0.001)
+        await each.perform("vote", permissions.vote, each.call("b", requestId=request, **NO))
+        await trio.testing.wait_all_tasks_blocked()
+        last = each.session.ring.last_id
+        await trio.sleep(10 * TIMEOUT)
+        assert each.session.ring.last_id == last and len(host.answers[question]) == 1
+        kinds = [entry["kind"] for entry in manager.desk.audit.query(session_id=each.session.id)]
+        assert kinds == ["permission.requested", "permission.voted", "permission.resolved"]
+
+
+async def test_a_turn_that_ends_takes_its_questions_along(tmp_path: Path) -> None:
+    async with fake_manager(tmp_path, Asking()) as (manager, pool):
+        assert isinstance(pool, Asking)
+        each, host, question, request = await asking(manager, pool, tmp_path)
+        session = each.session
+        pool.finish(host, session.agent_id)
+        await settle(lambda: each.events("turn_complete"))
+        assert not session.questions and each.recorder.settled
+        names = [name for name in ends(session) if not name.endswith("chunk")]
+        assert names == ["permission_request", "permission_resolved", "turn_complete"]
+        reason = "qwen.daemon.permissionCancelReason"
+        assert host.answers[question][0]["result"]["_meta"][reason] == "agent_cancelled"
+        result = await each.perform(
+            "vote", permissions.vote, each.call("a", requestId=request, **YES)
+        )
+        assert result == "permission_already_resolved"
+
+
+async def test_the_order_of_a_cancel(tmp_path: Path) -> None:
+    async with fake_manager(tmp_path, Asking()) as (manager, pool):
+        assert isinstance(pool, Asking)
+        each, host, question, _ = await asking(manager, pool, tmp_path)
+        await turns.cancel(each.call("b"))
+        names = ends(each.session)
+        order = ["prompt_cancelled", "permission_resolved", "turn_complete"]
+        assert [name for name in names if name in order] == order
+        assert host.answers[question][0]["result"]["outcome"] == ABORT["outcome"]
+
+
+async def test_a_vote_through_another_session_s_url_changes_nothing(tmp_path: Path) -> None:
+    async with fake_manager(tmp_path, Asking()) as (manager, pool):
+        assert isinstance(pool, Asking)
+        one, host, question, request = await asking(manager, pool, tmp_path)
+        other = await stage(manager, pool, tmp_path, "first-responder", random.Random(1))
+        last = one.session.ring.last_id, other.session.ring.last_id
+        for body in (YES, ABORT):
+            call = other.call("a", requestId=request, **body)
+            assert await other.perform("vote", permissions.vote, call) == "permission_not_found"
+        assert (one.session.ring.last_id, other.session.ring.last_id) == last
+        assert not host.answers and one.session.questions
+        # The older URL finds the session by itself.
+        call = one.call("a", requestId=request, **YES)
+        assert await one.perform("vote", permissions.vote_anywhere, call) == {}
+        await settle(lambda: host.answers)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+async def test_nothing_is_open_behind_a_close(tmp_path: Path, policy: str) -> None:
+    async with fake_manager(tmp_path, Asking()) as (manager, pool):
+        assert isinstance(pool, Asking)
+        each, host, question, request = await asking(manager, pool, tmp_path, policy)
+        await each.session.close("client_close", client=each.ids["a"])
+        assert not manager.desk.pending() and len(host.answers[question]) == 1
+        names = ends(each.session)
+        assert names.index("permission_resolved") < names.index("turn_error") < len(names) - 1
+        assert names[-1] == "session_closed"
+        for who in "abcd":
+            call = each.call(who, requestId=request, **YES)
+            if who != "c":
+                result = await each.perform("vote", permissions.vote, call)
+                assert result == "session_not_found"
+        assert ends(each.session) == names

@@ -172,7 +172,9 @@ async def test_the_list_joins_live_and_stored(tmp_path: Path) -> None:
     async with rig(tmp_path, obedient(tmp_path / "log")) as r:
         with trio.fail_after(DEADLINE):
             # Without an agent there is nothing to ask, and none is started.
-            assert (await r.manager.catalog.page({}, r.profile))["sessions"] == [] and not r.pool.hosts
+            assert (await r.manager.catalog.page({}, r.profile))[
+                "sessions"
+            ] == [] and not r.pool.hosts
             live = await r.create()
             await r.load("stored-1")
             listed = (await r.manager.catalog.page({}, r.profile))["sessions"]

@@ -6,7 +6,6 @@ What the agent sends is read by a task of its own, as the lines of a real one ar
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,12 +23,6 @@ from acp_gateway.runtime.sessions import SessionManager
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.runtime.writer_lock import WriterLocks
-
-with warnings.catch_warnings():
-    # jsonrpcserver reads its schema in a way that some Pythons call old; imported here, it does so
-    # before the transports that a test imports.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import acp_gateway.runtime.rpc  # noqa: F401
 
 PROFILE = AgentProfile(
     name="fake",
@@ -88,6 +81,8 @@ class FakeHost(AgentRpc):
         finally:
             self.ending = self.ending or self._gone()
             self.fail_calls()
+            for session_id in self.sessions:
+                self._pool.prompts.pop(session_id, None)
             self.exited.set()
 
     def send(self, **message: Any) -> None:

@@ -181,9 +181,7 @@ def raw(record: Record) -> dict[str, Any]:
 
 
 @given(st.lists(EVENT, max_size=25), st.integers(0, 25), st.integers(0, 25))
-def test_nothing_that_was_said_is_lost(
-    records: list[Record], evicted: int, boundary: int
-) -> None:
+def test_nothing_that_was_said_is_lost(records: list[Record], evicted: int, boundary: int) -> None:
     spoken = said(raw(each) for each in records)
     states = {
         each["data"]["update"]["toolCallId"]: each["data"]["update"]["status"]

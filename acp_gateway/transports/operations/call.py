@@ -9,6 +9,7 @@ import attrs
 
 from acp_gateway.core.mediator import Voter
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.runtime.parties import checked_syntax
 from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.sessions import SessionManager
 
@@ -20,10 +21,17 @@ if TYPE_CHECKING:
 class Caller:
     """Who calls. ``binding`` is the ACP client that speaks; None over REST."""
 
-    client_id: str | None = None
+    claimed: str | None = None
+    """The client id that it says it has, unread."""
     binding: str | None = None
     loopback: bool = False
-    connection_id: str | None = None
+    leave: Callable[[str], None] | None = None
+    """Ends what an ACP connection follows of a session."""
+
+    @property
+    def client_id(self) -> str | None:
+        """Raises ``invalid_client_id`` for what cannot be one."""
+        return checked_syntax(self.claimed)
 
     @property
     def voter(self) -> Voter:

@@ -82,6 +82,7 @@ async def capabilities(call: Call) -> Any:
         "features": features(
             agent_extensions=profile.quirks.private_meta,
             flags={
+                "session_id_override": profile.quirks.chosen_session_ids,
                 "require_auth": settings.require_auth,
                 "allow_origin": bool(settings.allow_origin),
             },

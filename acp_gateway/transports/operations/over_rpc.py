@@ -19,10 +19,10 @@ def serve_over_rpc(hub: Hub) -> None:
         row = OPERATIONS[name]
         check_access(row, hub)
         caller = Caller(
-            client_id=connection.client_id,
+            claimed=connection.client_id,
             binding=connection.origin,
             loopback=connection.loopback,
-            connection_id=connection.id,
+            leave=connection.leave,
         )
         answer = await HANDLERS[name](
             Call(hub=hub, caller=caller, params=params, reads=row.access is Access.READ)

@@ -17,6 +17,7 @@ async def vote(call: Call) -> Any:
     """In the URL of its session."""
     body = dict(call.params)
     _check_outcome(body)
+    _ = call.caller.client_id  # its syntax comes before the session
     session = call.manager.get(call.text("sessionId") or "")
     return _vote(call, session.id, session.id, body)
 

@@ -6,9 +6,8 @@ import base64
 import binascii
 import json
 import time
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -19,6 +18,7 @@ from acp_gateway.runtime import session_control
 from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.session import How, Session
 from acp_gateway.runtime.session_catalog import iso
+from acp_gateway.runtime.sessions import checked_session_id
 from acp_gateway.transports.operations.call import Call, bad_request
 from acp_gateway.transports.operations.daemon import workspace_id
 
@@ -55,7 +55,8 @@ async def create(call: Call) -> Any:
             "`sessionScope` must be single or thread",
             allowed=["single", "thread"],
         )
-    wanted = _wanted_id(params.get("sessionId"))
+    wanted = params.get("sessionId")
+    wanted = None if wanted is None else checked_session_id(wanted)
     labels = _labels(params)
     mode = params.get("approvalMode")
     if mode is not None:
@@ -111,17 +112,6 @@ def _labels(params: Mapping[str, Any]) -> dict[str, str]:
             raise bad_request(f"`{name}` must be a text of 1 to 256 characters", field=name)
         labels[name] = value
     return labels
-
-
-def _wanted_id(value: Any) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        with suppress(ValueError):
-            parsed = uuid.UUID(value)
-            if str(parsed) == value.lower() and parsed.version in (1, 2, 3, 4, 5):
-                return str(parsed)
-    raise GatewayError(ErrorKind.INVALID_SESSION_ID, "`sessionId` must be a UUID of version 1 to 5")
 
 
 def _opened(session: Session, client_id: str, attached: bool) -> dict[str, Any]:
@@ -281,13 +271,16 @@ async def detach(call: Call) -> Any:
     caller = call.caller
     party = session.parties.find(caller.client_id, caller.binding)
     if party is None:
-        return None  # gone already, or anonymous: leaving twice is no error
-    if session.parties.leave(party.client_id):
+        return  # gone already, or anonymous: leaving twice is no error
+    if caller.leave is not None:
+        caller.leave(session.id)
+    else:
+        session.parties.leave(party.client_id)
+    if not session.parties.has(party.client_id):
         session.desk.leave(session.id, party.client_id)
         if not session.parties and session.idle:
             session.begin_close("last_client_detached", client=party.client_id)
     session.touch()
-    return None
 
 
 async def close(call: Call) -> Any:
@@ -404,20 +397,26 @@ def _stored(info: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+async def workspace_of(call: Call) -> Path:
+    """The directory that the path names, by its id or as it is. Raises ``workspace_mismatch``."""
+    workspace = call.manager.workspace
+    selector = call.text("workspace") or call.text("workspaceCwd") or ""
+    for root in workspace.roots:
+        if workspace_id(str(root)) == selector:
+            return root
+    path = selector if selector.startswith("/") else "/" + selector
+    directory, _ = await workspace.resolve_directory(path, "workspace")
+    return directory
+
+
 async def listing(call: Call) -> Any:
     manager = call.manager
-    selector = call.text("workspace") or call.text("workspaceCwd") or ""
-    roots = {workspace_id(str(root)): str(root) for root in manager.workspace.roots}
-    root = roots.get(selector)
-    if root is None:
-        path = selector if selector.startswith("/") else "/" + selector
-        directory, _ = await manager.workspace.resolve_directory(path, "workspace")
-        root = str(directory)
+    directory = await workspace_of(call)
     size = _size(call.params.get("size"))
     before = _position(call.text("cursor"))
     if call.params.get("archiveState") == "archived":
         return {"sessions": []}  # there is no archive
-    rows = await manager.catalog.in_directory(root)
+    rows = await manager.catalog.in_directory(directory)
     found = [summary(row) if isinstance(row, Session) else _stored(row) for row in rows]
     for name, unlabelled in (("sourceType", "default"), ("sourceId", None)):
         label = call.text(name)

@@ -55,6 +55,7 @@ HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
         "workspace_settings": web_shell.settings,
         "workspace_models": web_shell.models,
         "workspace_git": web_shell.git,
+        "workspace_skills": web_shell.skills,
         "session_goal": web_shell.goal,
         "sessions_delete": sessions.delete_many,
     }

@@ -175,10 +175,10 @@ async def approval_mode(call: Call) -> Any:
     if persist is not None and not isinstance(persist, bool):
         raise GatewayError(ErrorKind.INVALID_PERSIST_FLAG, "`persist` must be true or false")
     mode = call.params.get("mode")
-    _, previous = await session_control.set_mode(session, mode, call.caller.client_id)
+    changed, previous = await session_control.set_mode(session, mode, call.caller.client_id)
     return {
         "sessionId": session.id,
-        "mode": mode,
+        "mode": changed,
         "previous": previous or "default",
         "persisted": False,
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 from acp_gateway.runtime.session_control import ask_qwen
 from acp_gateway.transports.operations.call import Call
+from acp_gateway.transports.operations.sessions import workspace_of
 
 
 async def brand(call: Call) -> Any:
@@ -27,8 +28,13 @@ async def models(call: Call) -> Any:
 
 async def git(call: Call) -> Any:
     """Branch of the workspace; told by no one here."""
-    roots = call.manager.workspace.roots
-    return {"v": 2, "workspaceCwd": str(roots[0]), "branch": None}
+    return {"v": 2, "workspaceCwd": str(await workspace_of(call)), "branch": None}
+
+
+async def skills(call: Call) -> Any:
+    """Skills are told by each session (its supported commands), not by the workspace."""
+    cwd = str(await workspace_of(call))
+    return {"v": 1, "workspaceCwd": cwd, "initialized": False, "skills": []}
 
 
 async def goal(call: Call) -> Any:

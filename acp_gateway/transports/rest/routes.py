@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from quart import Response, request
 from quart_trio import QuartTrio
+from werkzeug.exceptions import MethodNotAllowed
 from werkzeug.routing import BaseConverter
 
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.protocol.extensions import OPERATIONS, Access, Operation
-from acp_gateway.runtime.parties import checked_syntax
 from acp_gateway.transports.guards import is_loopback_address
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.operations.access import check_access
@@ -43,10 +43,14 @@ def register(app: QuartTrio, hub: Hub) -> None:
     app.url_map.converters["anything"] = _Anything
     app.url_map.merge_slashes = False
     for row in OPERATIONS.values():
-        if row.stream:
-            continue
         rule = _PARAMETER.sub(_werkzeug_parameter, row.path)
-        app.add_url_rule(rule, row.name, _view(row, HANDLERS[row.name], hub), methods=[row.method])
+        view = _only_get if row.stream else _view(row, HANDLERS[row.name], hub)
+        app.add_url_rule(rule, row.name, view, methods=[row.method])
+
+
+async def _only_get(**_: str) -> Response:
+    """HEAD of a stream; its GET is served before the routes."""
+    raise MethodNotAllowed(valid_methods=["GET"])
 
 
 def _werkzeug_parameter(match: re.Match[str]) -> str:
@@ -60,7 +64,7 @@ def _view(row: Operation, handler: Handler, hub: Hub) -> Callable[..., Awaitable
         body = await _body() if row.method not in ("GET", "DELETE") else {}
         query = {} if row.method not in ("GET", "DELETE") else dict(request.args)
         caller = Caller(
-            client_id=checked_syntax(request.headers.get("x-qwen-client-id")),
+            claimed=request.headers.get("x-qwen-client-id"),
             loopback=is_loopback_address((request.scope.get("client") or (None,))[0]),
         )
         call = Call(
@@ -77,6 +81,13 @@ def _view(row: Operation, handler: Handler, hub: Hub) -> Callable[..., Awaitable
 
 async def _body() -> dict[str, Any]:
     data = await request.get_data(cache=False)
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if data and coding not in ("", "identity"):
+        raise GatewayError(
+            ErrorKind.UNSUPPORTED_MEDIA_TYPE,
+            f"The body is encoded as {coding}",
+            remedy="send it as it is, without Content-Encoding",
+        )
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not data or media in _NO_JSON:
         return {}
