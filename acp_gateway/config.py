@@ -92,7 +92,7 @@ class Settings:
     transcript_bytes: int = 8 * MIB
     """Bytes of compacted history kept per session beside the ring."""
     open: bool = False
-    """Open the status page in a browser after start."""
+    """Open the web page in a browser after start."""
     log_format: LogFormat = "auto"
     """``auto``: console on a terminal, else JSON lines."""
 

@@ -110,7 +110,9 @@ class Daemon:
                 self._announce(address)
                 runtime_file.write(self._runtime_info(address))
                 if settings.open:
-                    await trio.to_thread.run_sync(webbrowser.open, address.url + "/status")
+                    # Behind the # it is sent to nobody.
+                    token = "" if settings.token is None else f"#token={settings.token}"
+                    await trio.to_thread.run_sync(webbrowser.open, f"{address.url}/{token}")
                 nursery.start_soon(self._first_agent)
                 await self._stopping.wait()
                 await self._stop(hub, listener)
@@ -184,6 +186,7 @@ class Daemon:
         rows = [
             ("WebSocket", address.ws_url),
             ("HTTP", address.url + "/acp"),
+            ("Web, REST", address.url + "/"),
             ("Workspace", ", ".join(roots)),
             ("Agent", ", ".join(f"{name} (starting)" for name in list(self.profiles)[:1])),
             ("Auth", self._auth()),
@@ -192,7 +195,7 @@ class Daemon:
         others = list(self.profiles)[1:]
         if others:
             rows.insert(
-                4, ("Also", ", ".join(f"{address.ws_url[:-4]}/agents/{n}/acp" for n in others))
+                5, ("Also", ", ".join(f"{address.ws_url[:-4]}/agents/{n}/acp" for n in others))
             )
         print(f"ACP Gateway {__version__} is listening ({_seconds(took)})", file=sys.stderr)
         for name, text in rows:

@@ -115,7 +115,7 @@ _OPTIONS = (
     ),
     click.option("--web", metavar="DIR", help="Serve your own build of a web client at /."),
     click.option(
-        "--open/--no-open", default=None, help="Open the status page in a browser after start."
+        "--open/--no-open", default=None, help="Open the web page in a browser after start."
     ),
     click.option(
         "--log-format",

@@ -11,9 +11,10 @@ from acp_gateway.protocol.errors import ErrorKind, GatewayError
 def absolute(path: str, what: str = "path") -> PurePosixPath:
     """``path`` as an absolute path without ``.`` and ``..`` parts.
 
-    Raises ``invalid_params`` for a relative path or one with a NUL.
+    Raises ``invalid_params`` for a relative path, one with a NUL, or one with half a character.
     """
-    if "\0" in path or not path.startswith("/"):
+    halved = any("\ud800" <= char <= "\udfff" for char in path)
+    if "\0" in path or halved or not path.startswith("/"):
         raise GatewayError(
             ErrorKind.INVALID_PARAMS,
             f"{what} must be an absolute path",

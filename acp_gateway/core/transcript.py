@@ -206,6 +206,7 @@ class _Entry:
             or text is None
             or self.update["sessionUpdate"] != update["sessionUpdate"]
             or self.update.get("messageId") != update.get("messageId")
+            or self.update.get("_meta") != update.get("_meta")
         ):
             return None
         encoded = dumps(text)[1:-1]
@@ -239,7 +240,9 @@ class _Entry:
 
 def _mergeable_text(update: dict[str, Any]) -> str | None:
     content = update.get("content")
-    if not isinstance(content, dict) or content.get("type") != "text" or update.get("_meta"):
+    if not isinstance(content, dict) or content.get("type") != "text":
         return None
+    if update.get("_meta") and update.get("sessionUpdate") == "user_message_chunk":
+        return None  # each block of a prompt stays what it was
     text = content.get("text")
     return text if isinstance(text, str) else None

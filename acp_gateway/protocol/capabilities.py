@@ -17,8 +17,10 @@ def initialize_result(
     workspaces: tuple[str, ...],
     agents: tuple[str, ...],
     profile: str,
+    methods: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """``agent`` is the profile's last good handshake, None when there was none yet."""
+    """``agent`` is the profile's last good handshake, None when there was none yet; ``methods``
+    are the ``_qwen/*`` methods that work with it."""
     handshake = agent or {}
     theirs = _object(handshake.get("agentCapabilities"))
     sessions = _object(theirs.get("sessionCapabilities"))
@@ -54,7 +56,7 @@ def initialize_result(
             "qwen": {
                 "connectionId": connection_id,
                 "workspaceCwd": workspaces[0] if workspaces else None,
-                "methods": [],
+                "methods": list(methods),
             },
         },
     }

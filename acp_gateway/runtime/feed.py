@@ -105,7 +105,7 @@ class Feed:
                 sub.outlet.wake()
 
     def seal(self) -> None:
-        """What was published last is the last event; an agent that is still closing is not heard."""
+        """What was published last is the last event: an agent that still closes is not heard."""
         self.halted = self.sealed = True
         self.wake()
 

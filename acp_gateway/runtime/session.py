@@ -29,7 +29,7 @@ from acp_gateway.runtime.agent_rpc import AgentRpc, Call
 from acp_gateway.runtime.callbacks import AgentCallbacks
 from acp_gateway.runtime.permission_desk import PermissionDesk
 from acp_gateway.runtime.ring_budget import RingBudget
-from acp_gateway.runtime.session_turns import CANCELLED_RESULT, SessionTurns
+from acp_gateway.runtime.session_turns import CANCELLED_RESULT, CHANNEL_CLOSED, SessionTurns
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.wire.json_codec import dumps, loads, valid_utf8
 
@@ -165,7 +165,7 @@ class Session(SessionTurns):
                 self._signal()
                 if isinstance(exc, AgentError) or exc.kind is ErrorKind.UNSUPPORTED_BY_AGENT:
                     self.over = exc
-                    self._flush_turns(exc, "channel_closed")
+                    self._flush_turns(exc, CHANNEL_CLOSED)
                     self.publish("session_closed", reason="not_restored", message=exc.message)
                     self.seal()
             if self.over is not None:
@@ -272,8 +272,8 @@ class Session(SessionTurns):
         # gets the next one.
         if not can_load:
             self.over = reason
-            self._flush_turns(reason, "channel_closed")
-        self._died("channel_closed", reason, recoverable=can_load)
+            self._flush_turns(reason, CHANNEL_CLOSED)
+        self._died(CHANNEL_CLOSED, reason, recoverable=can_load)
         self._signal()
 
     def _died(self, word: str, reason: GatewayError, *, recoverable: bool) -> None:

@@ -29,6 +29,8 @@ from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.wire.json_codec import loads
 
 CANCELLED_RESULT: Final[dict[str, Any]] = {"stopReason": "cancelled"}
+CHANNEL_CLOSED: Final = "channel_closed"
+"""The daemon's word for the loss of an agent."""
 FIRST_WORDS: Final = 80
 TERMINALS: Final = 64
 """Ends of turns that a load tells."""
@@ -371,6 +373,8 @@ class SessionTurns(SessionFeed):
 
 def _told(error: GatewayError) -> tuple[str, str]:
     """Message and code of ``turn_error``: an agent's own error keeps its number, as text."""
+    if error.kind is ErrorKind.AGENT_EXITED:
+        return error.message, CHANNEL_CLOSED
     if not isinstance(error, AgentError):
         return error.message, error.kind.word
     data = error.error.get("data")

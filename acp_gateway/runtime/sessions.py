@@ -402,24 +402,26 @@ class SessionManager:
         agent_id = session_id
         if session is not None:
             profile, agent_id = session.profile, session.agent_id
+        params = {**params, "sessionId": agent_id}
+        method = "session/delete"
         async with self.pool.borrow(profile) as host:
             if not host.can("delete"):
-                raise GatewayError(
-                    ErrorKind.UNSUPPORTED_BY_AGENT,
-                    f"The agent {profile.name} cannot delete stored sessions",
-                    agent=profile.name,
-                )
+                if not profile.quirks.private_meta:
+                    raise GatewayError(
+                        ErrorKind.UNSUPPORTED_BY_AGENT,
+                        f"The agent {profile.name} cannot delete stored sessions",
+                        agent=profile.name,
+                    )
+                method = "deleteSession"
+                cwd = None if session is None else str(session.cwd)
+                params["cwd"] = cwd or await self.catalog.directory_of(session_id, profile)
         if session is not None:
             await session.close("deleted")
         self._locks.acquire(profile.name, agent_id)
         try:
             # The host that answered above may have been the session's own.
             async with self.pool.borrow(profile) as host:
-                await host.request(
-                    "session/delete",
-                    {**params, "sessionId": agent_id},
-                    timeout=self.settings.agent_request_timeout,
-                )
+                await host.request(method, params, timeout=self.settings.agent_request_timeout)
         except AgentError as exc:
             if exc.error.get("code") != RESOURCE_NOT_FOUND:
                 raise

@@ -130,6 +130,11 @@ class AcpAgent:
             workspaces=tuple(str(root) for root in self._manager.workspace.roots),
             agents=tuple(self._manager.profiles),
             profile=connection.profile.name,
+            methods=tuple(
+                name
+                for name, row in RPC.items()
+                if connection.profile.quirks.private_meta or not row.needs_agent
+            ),
         )
 
     async def authenticate(self, context: Context, params: dict[str, Any]) -> Any:

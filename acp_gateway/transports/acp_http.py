@@ -27,6 +27,7 @@ from acp_gateway.transports.acp_agent import AcpConnection
 from acp_gateway.transports.connection import Context
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.outlets import Pump, sse_outlet, sse_record, sse_record_for_qwen
+from acp_gateway.transports.sse_writer import Send, SseWriter
 from acp_gateway.wire.frames import SSE_KEEPALIVE, parse_last_event_id
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
 from acp_gateway.wire.jsonrpc import (
@@ -47,11 +48,6 @@ FLUSH: Final = 1.0
 """Time that the streams of an ending connection get for what is waiting."""
 UNATTACHED_STREAM: Final = 30.0
 """How long a session stream may wait, silent, for its session to be attached."""
-
-PIECE: Final = 64 * 1024
-"""A peer that takes this much before `evict_timeout` is slow, not stalled."""
-
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @attrs.frozen
@@ -380,29 +376,16 @@ class AcpHttp:
         stream.outlet.pumped = True
         peer.last_used = trio.current_time()
         self._rewind(peer, session_id, headers)
-        evict = self._hub.settings.evict_timeout
-        lock = trio.Lock()
-
-        async def write(data: bytes) -> None:
-            async with lock:
-                for start in range(0, len(data), PIECE):
-                    piece = data[start : start + PIECE]
-                    # A stream of HTTP/2 can stall alone, while its socket moves.
-                    with trio.fail_after(evict):
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    pump.moved()
-                    # After a client has gone hypercorn's send returns at once, without a
-                    # checkpoint.
-                    await trio.lowlevel.checkpoint()
-
+        writer = SseWriter(send, self._hub.settings.evict_timeout)
         pump = Pump(
             stream.outlet,
             stream.wakeup,
-            write,
+            writer.write,
             lambda: self._drained(peer, session_id),
             stall=self._hub.settings.stall_timeout,
             finished=peer.ended.is_set,
         )
+        writer.moved = pump.moved
 
         async def pumping() -> None:
             await pump.run()
@@ -412,9 +395,9 @@ class AcpHttp:
             with scope:
                 await send(self._head(peer, session_id))
                 async with trio.open_nursery() as nursery:
-                    await write(SSE_KEEPALIVE)
+                    await writer.write(SSE_KEEPALIVE)
                     nursery.start_soon(pumping)
-                    nursery.start_soon(self._keep_alive, write)
+                    nursery.start_soon(self._keep_alive, writer.write)
                     if session_id is not None:
                         nursery.start_soon(self._await_attach, peer, session_id, scope)
                     stream.wakeup.set()

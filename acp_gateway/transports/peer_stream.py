@@ -27,6 +27,13 @@ def give_up_peer() -> None:
         peer.give_up()
 
 
+def on_peer_progress(told: Callable[[], None]) -> None:
+    """Be told when the peer of the calling request took bytes of a blocked write (HTTP/1.1)."""
+    peer = _serving.get()
+    if peer is not None:
+        peer.on_progress = told
+
+
 class PeerStream(trio.abc.HalfCloseableStream):
     """Over plain TCP. hypercorn reads `socket` and must see no ``do_handshake`` here."""
 

@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,8 +17,10 @@ from gateway_process import GatewayProcess
 from support.event_reader import Frame, ids, parse
 from support.processes import gateway, workspace_of
 
-DEADLINE = 120.0
+DEADLINE = 60.0
 EVENTS = 5000
+# A stream that is left in the middle: httpcore2 does not close its own generator.
+pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpcore2:ResourceWarning")
 
 
 class Client:
@@ -62,7 +63,11 @@ class Client:
         url = self.site.url + path + (f"?{query}" if query else "")
         async with self.http.stream("GET", url, headers=headers) as answer:
             assert answer.status_code == 200
-            yield Stream(answer)
+            stream = Stream(answer)
+            try:
+                yield stream
+            finally:
+                await stream.pieces.aclose()
 
 
 class Stream:
@@ -70,12 +75,12 @@ class Stream:
         self.answer = answer
         self.frames: list[Frame] = []
         self.ended = False
-        self._pieces = answer.aiter_raw()
+        self.pieces = answer.aiter_raw()
         self._rest = b""
 
     async def more(self) -> None:
         try:
-            data = self._rest + await anext(self._pieces)
+            data = self._rest + await anext(self.pieces)
         except StopAsyncIteration:
             self.ended = True
             return
@@ -87,6 +92,10 @@ class Stream:
         while not what():
             assert not self.ended, f"it ended behind {self.names[-5:]}"
             await self.more()
+
+    async def so_many_or_end(self, count: int) -> None:
+        """``count`` frames, or the end of the turn."""
+        await self.until(lambda: len(self.frames) >= count or self.has("turn_complete"))
 
     async def to_end(self) -> None:
         while not self.ended:
@@ -140,9 +149,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """Keeps a hundred events, and lets three read."""
     home = tmp_path_factory.mktemp("small").resolve()
-    config = home / "config.toml"
-    config.write_text("event-ring-size = 100\nmax-subscribers = 3\n")
-    with gateway(home, "--config", str(config)) as made:
+    with gateway(home, event_ring_size=100, max_subscribers=3) as made:
         yield made
 
 
@@ -178,7 +185,12 @@ async def test_a_reconnect_gets_exactly_the_suffix(site: GatewayProcess, how: st
         at = answer["lastEventId"]
         dice = random.Random(7)
         while not got or not stream.has("turn_complete"):
-            async with client.events(session, at) as stream:
+            # A new connection each time: this client never gives back the HTTP/2 window of what it
+            # left unread.
+            async with (
+                client_of(site, http1=not h2, http2=h2) as fresh,
+                fresh.events(session, at) as stream,
+            ):
                 stop = dice.randint(1, 400)
                 await stream.until(
                     lambda stream=stream, stop=stop: (
@@ -186,7 +198,7 @@ async def test_a_reconnect_gets_exactly_the_suffix(site: GatewayProcess, how: st
                     )
                 )
             got += stream.ids
-            at = got[-1]
+            at = max(at, stream.last_id)
         assert got == list(range(answer["lastEventId"] + 1, got[-1] + 1))
         await client.ask("DELETE", f"/session/{session}", status=204)
 
@@ -197,20 +209,19 @@ async def test_a_gap_is_told_and_a_load_closes_it(small: GatewayProcess) -> None
         last = await client.say(session, "/chunks 3000 20")
         async with client.events(session, 7) as stream:
             await stream.until(lambda: stream.has("replay_complete"))
+        # At least the newest hundred; more while somebody was still reading them.
+        earliest = stream.ids[0]
+        assert 8 < earliest <= last - 99
         assert stream.of("state_resync_required") == [
-            {
-                "reason": "ring_evicted",
-                "lastDeliveredId": 7,
-                "earliestAvailableId": last - 99,
-            }
+            {"reason": "ring_evicted", "lastDeliveredId": 7, "earliestAvailableId": earliest}
         ]
         assert stream.names.index("state_resync_required") == 1, "before the events"
-        assert stream.ids == list(range(last - 99, last + 1))
+        assert stream.ids == list(range(earliest, last + 1))
         body = await client.ask("POST", f"/session/{session}/load", {})
         told = [Frame(e.get("id"), e["type"], e) for e in body["compactedReplay"]]
         journal = [Frame(e.get("id"), e["type"], e) for e in body["liveJournal"]]
         text = text_of([*told, *journal])
-        assert text.split() == [f"{n:06d}" for n in range(3000)] or len(text) == 3000 * 20
+        assert len(text) == 3000 * 20
         assert [text[n * 20 : n * 20 + 6] for n in range(3000)] == [f"{n:06d}" for n in range(3000)]
         assert body["lastEventId"] == last
         for known, epoch, reason in (
@@ -220,7 +231,7 @@ async def test_a_gap_is_told_and_a_load_closes_it(small: GatewayProcess) -> None
             async with client.events(session, known, epoch=epoch) as stream:
                 await stream.until(lambda stream=stream: stream.has("replay_complete"))
             assert stream.of("state_resync_required")[0]["reason"] == reason
-            assert len(stream.ids) == 100
+            assert stream.ids == list(range(earliest, last + 1))
 
 
 async def test_the_workspace_has_a_stream_of_its_own(site: GatewayProcess) -> None:
@@ -238,7 +249,7 @@ async def test_the_workspace_has_a_stream_of_its_own(site: GatewayProcess) -> No
 async def test_a_crowd_over_http(site: GatewayProcess) -> None:
     async with client_of(site) as client:
         session = await client.session()
-        answer = await client.prompt(session, "/chunks 20000 50")
+        answer = await client.prompt(session, "/chunks 7000 50")
         first = answer["lastEventId"]
         seen: dict[int, list[int]] = {number: [] for number in range(12)}
         warned: list[str] = []
@@ -247,10 +258,7 @@ async def test_a_crowd_over_http(site: GatewayProcess) -> None:
             dice, at = random.Random(number), first
             while True:
                 async with client.events(session, at, "maxQueued=16") as stream:
-                    stop = dice.randint(1, 6000)
-                    await stream.until(
-                        lambda: len(stream.frames) >= stop or stream.has("turn_complete")
-                    )
+                    await stream.so_many_or_end(dice.randint(1, 2000))
                 seen[number] += stream.ids
                 warned.extend({"client_evicted", "state_resync_required"} & set(stream.names))
                 at = max(at, stream.last_id)
@@ -260,10 +268,9 @@ async def test_a_crowd_over_http(site: GatewayProcess) -> None:
         async with trio.open_nursery() as nursery:
             for number in seen:
                 nursery.start_soon(visitor, number)
-        last = seen[0][-1]
-        for got in seen.values():
-            assert got == list(range(first + 1, last + 1))
         assert not warned
+        for got in seen.values():
+            assert got == list(range(first + 1, got[-1] + 1)) and len(got) > 7000
 
 
 # ---- slow readers -------------------------------------------------------------------------------
@@ -308,9 +315,7 @@ async def test_a_reader_that_stands_still_is_cut_off_alone(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     home = tmp_path_factory.mktemp("stalled").resolve()
-    config = home / "config.toml"
-    config.write_text("event-ring-size = 100000\nstall-timeout = 0.5\n")
-    with gateway(home, "--config", str(config)) as site:
+    with gateway(home, event_ring_size=100_000, stall_timeout=0.5) as site:
         async with client_of(site) as client:
             session = await client.session()
             # More than the sockets between us hold.
@@ -456,7 +461,7 @@ async def test_the_snapshot_comes_first_on_a_live_stream(site: GatewayProcess) -
 async def test_the_last_frame_is_the_last(site: GatewayProcess, how: str, h2: bool) -> None:
     async with client_of(site, http1=not h2, http2=h2) as client:
         session = await client.session()
-        await client.say(session, "hello")
+        await client.say(session, "/chunks 3 20")
         async with client.events(session, 0) as one, client.events(session) as two:
             await client.prompt(session, "/crash" if how == "death" else "/sleep 60")
             if how != "death":
@@ -480,7 +485,7 @@ async def test_the_last_frame_is_the_last(site: GatewayProcess, how: str, h2: bo
                 assert last.told["reason"] == "channel_closed" and last.told["exitCode"] == 70
                 body = await client.ask("POST", f"/session/{session}/load", {})
                 assert body["lastEventId"] >= one.last_id
-                await client.say(session, "back again")
+                await client.say(session, "/size 5")
 
 
 async def test_a_shutdown_is_told_to_all(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -506,7 +511,7 @@ async def test_after_a_crash_of_the_daemon_a_load_has_it_all(
         async with client_of(site) as client:
             session = await client.session()
             for word in ("one", "two", "three"):
-                last = await client.say(session, f"say {word}")
+                last = await client.say(session, f"/size {len(word)}")
             async with client.events(session, 0) as stream:
                 await stream.until(lambda: stream.has("replay_complete"))
                 epoch = stream.answer.headers["x-qwen-event-epoch"]
@@ -526,4 +531,4 @@ async def test_after_a_crash_of_the_daemon_a_load_has_it_all(
                 await stream.until(lambda: stream.has("replay_complete"))
             (gap,) = stream.of("state_resync_required")
             assert (gap["reason"], gap["detail"]) == ("epoch_reset", "epoch_mismatch")
-            await client.say(session, "and on")
+            await client.say(session, "/size 6")

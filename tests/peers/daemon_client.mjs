@@ -849,6 +849,7 @@ step("model-bad", async (w) => {
   const { session, feed } = await w.site();
   await models(session);
   const from = feed.events.length;
+  if (options.agent === "goose") throw new Skip("goose takes any id for a model");
   const { status } = await refused(session.setModel("no-such-model"), "a model that is not there");
   if (!rest) return status;
   const event = await feed.kind("model_switch_failed", { from });

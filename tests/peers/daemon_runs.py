@@ -30,7 +30,6 @@ from agent_env import AGENTS, base_environment, qwen_environment  # noqa: E402
 from fake_model import FakeModel  # noqa: E402
 from gateway_process import running_gateway  # noqa: E402
 
-
 TRANSPORTS = ("rest", "acp-ws", "acp-http")
 TOKEN = "a-token-of-the-tests"
 COLUMNS = [f"{who} {how}" for who in ("qwen serve", "gateway") for how in TRANSPORTS]

@@ -1,10 +1,10 @@
-"""Event streams in this process: every prefix, gaps, crowds, readers that are slow or stand still."""
+"""Event streams in this process: every prefix, gaps, crowds, readers that are slow or stalled."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ async def test_every_prefix_gets_exactly_its_suffix(monkeypatch: pytest.MonkeyPa
 
 async def test_every_prefix_of_what_is_kept_and_of_what_is_not() -> None:
     hub, feed = plain_feed(1000, event_ring_size=100)
-    for last in range(0, 1003):
+    for last in range(1003):
         reader = Reader(hub, feed, last)
         frames = parse(drained(reader))
         close(reader)
@@ -267,7 +267,7 @@ async def test_a_crowd_that_comes_and_goes_sees_everything_once(
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(reader.run)
                     if finishing:
-                        await until(lambda: max(last, reader.last_id) == session.ring.last_id)
+                        await caught_up(session, reader, last)
                     else:
                         await trio.sleep(own.random() * 3)
                     reader.leave()
@@ -296,11 +296,18 @@ async def test_a_crowd_that_comes_and_goes_sees_everything_once(
         assert not session.subs and session.streams == 0 == hub.event_streams
 
 
-async def until(what: Any, seconds: float = 600.0) -> None:
-    """In the clock of the test."""
-    with trio.fail_after(seconds):
-        while not what():
-            await trio.sleep(0.01)
+async def caught_up(session: Session, reader: Reader, last: int = 0) -> None:
+    """``last``: what the reader had before."""
+    await until(lambda: max(last, reader.last_id) == session.ring.last_id)
+
+
+async def until(what: Callable[[], Any], rounds: int = 60_000) -> None:
+    """In the clock of the test, which jumps."""
+    for _ in range(rounds):
+        if what():
+            return
+        await trio.sleep(0.01)
+    raise AssertionError("it never came true")
 
 
 # ---- slow and stalled readers -------------------------------------------------------------------
@@ -347,24 +354,27 @@ def tick(session: Session, count: int) -> None:
 
 
 async def test_a_reader_that_falls_behind_is_warned_once(tmp_path: Path, clock: MockClock) -> None:
-    async with session_of(tmp_path) as (session, _, hub, _), trio.open_nursery() as nursery:
-        async with stalled(session, hub, nursery) as (socket, reader):
-            tick(session, 16)
-            socket.open()
-            await until(lambda: reader.last_id == session.ring.last_id)
-            (warning,) = reader.of("slow_client_warning")
-            assert warning["queueSize"] == 12 and warning["maxQueued"] == 16
-            assert warning["threshold"] == "frames"
-            assert warning["maxQueuedBytes"] == 2 * 1024 * 1024
-            # It has caught up: the next time is another episode.
-            socket.shut()
-            tick(session, 1)
-            await until(lambda: reader.stream._outlet.blocked)
-            tick(session, 12)
-            socket.open()
-            await until(lambda: reader.last_id == session.ring.last_id)
-            assert len(reader.of("slow_client_warning")) == 2
-            assert reader.ids == list(range(1, session.ring.last_id + 1))
+    async with (
+        session_of(tmp_path) as (session, _, hub, _),
+        trio.open_nursery() as nursery,
+        stalled(session, hub, nursery) as (socket, reader),
+    ):
+        tick(session, 16)
+        socket.open()
+        await caught_up(session, reader)
+        (warning,) = reader.of("slow_client_warning")
+        assert warning["queueSize"] == 12 and warning["maxQueued"] == 16
+        assert warning["threshold"] == "frames"
+        assert warning["maxQueuedBytes"] == 2 * 1024 * 1024
+        # It has caught up: the next time is another episode.
+        socket.shut()
+        tick(session, 1)
+        await until(lambda: reader.stream._outlet.blocked)
+        tick(session, 12)
+        socket.open()
+        await caught_up(session, reader)
+        assert len(reader.of("slow_client_warning")) == 2
+        assert reader.ids == list(range(1, session.ring.last_id + 1))
 
 
 async def test_a_burst_is_no_lag(tmp_path: Path, clock: MockClock) -> None:
@@ -374,7 +384,7 @@ async def test_a_burst_is_no_lag(tmp_path: Path, clock: MockClock) -> None:
         await until(lambda: reader.events)
         for _ in range(10):
             tick(session, 500)
-            await until(lambda: reader.last_id == session.ring.last_id)
+            await caught_up(session, reader)
         assert "slow_client_warning" not in reader.events
         reader.leave()
 
@@ -418,28 +428,34 @@ async def test_a_reader_that_stands_still_is_evicted_alone_and_loses_nothing(
 async def test_within_its_limits_a_reader_that_stands_still_is_left_alone(
     tmp_path: Path, clock: MockClock
 ) -> None:
-    async with session_of(tmp_path) as (session, _, hub, _), trio.open_nursery() as nursery:
-        async with stalled(session, hub, nursery) as (socket, reader):
-            tick(session, 15)
-            await trio.sleep(5)
-            tick(session, 1)  # 16 wait
-            assert not reader.over.is_set()
-            tick(session, 1)  # 17
-            socket.open()
-            await reader.over.wait()
-            assert reader.of("client_evicted")[0]["queueSize"] == 17
+    async with (
+        session_of(tmp_path) as (session, _, hub, _),
+        trio.open_nursery() as nursery,
+        stalled(session, hub, nursery) as (socket, reader),
+    ):
+        tick(session, 15)
+        await trio.sleep(5)
+        tick(session, 1)  # 16 wait
+        assert not reader.over.is_set()
+        tick(session, 1)  # 17
+        socket.open()
+        await reader.over.wait()
+        assert reader.of("client_evicted")[0]["queueSize"] == 17
 
 
 async def test_one_big_event_does_not_evict(tmp_path: Path, clock: MockClock) -> None:
-    async with session_of(tmp_path) as (session, _, hub, _), trio.open_nursery() as nursery:
-        async with stalled(session, hub, nursery) as (socket, reader):
-            await trio.sleep(3)
-            session.publish("tick", x="x" * 3_000_000)
-            session.wake()
-            assert not reader.over.is_set()
-            socket.open()
-            await until(lambda: reader.last_id == session.ring.last_id)
-            assert reader.of("slow_client_warning")[0]["threshold"] == "bytes"
+    async with (
+        session_of(tmp_path) as (session, _, hub, _),
+        trio.open_nursery() as nursery,
+        stalled(session, hub, nursery) as (socket, reader),
+    ):
+        await trio.sleep(3)
+        session.publish("tick", x="x" * 3_000_000)
+        session.wake()
+        assert not reader.over.is_set()
+        socket.open()
+        await caught_up(session, reader)
+        assert reader.of("slow_client_warning")[0]["threshold"] == "bytes"
 
 
 async def test_an_eviction_ends_the_evicted_one_s_connection(
@@ -486,7 +502,7 @@ async def test_a_stalled_reader_behind_a_small_ring_is_told_of_the_gap(
         tick(session, 1)  # stalled: it no longer counts
         assert session.ring.first_id == 153
         socket.open()
-        await until(lambda: reader.last_id == session.ring.last_id)
+        await caught_up(session, reader)
         (gap,) = reader.of("state_resync_required")
         assert gap == {
             "reason": "ring_evicted",
@@ -501,23 +517,23 @@ async def test_nothing_moves_for_evict_timeout(tmp_path: Path, clock: MockClock)
     async with (
         session_of(tmp_path, evict_timeout=10.0) as (session, _, hub, _),
         trio.open_nursery() as nursery,
+        stalled(session, hub, nursery) as (socket, reader),
     ):
-        async with stalled(session, hub, nursery) as (socket, reader):
-            began = trio.current_time()
-            await trio.sleep(9.9)
-            assert not reader.over.is_set()
-            nursery.start_soon(lambda: _open_later(socket, 0.5))
-            await reader.over.wait()
-            assert trio.current_time() - began < 12
-            assert reader.of("client_evicted") == [
-                {
-                    "reason": "writer_idle_timeout",
-                    "errorKind": "writer_idle_timeout",
-                    "idleForMs": 10_000,
-                    "timeoutMs": 10_000,
-                }
-            ]
-            assert reader.ended and not session.subs
+        began = trio.current_time()
+        await trio.sleep(9.9)
+        assert not reader.over.is_set()
+        nursery.start_soon(lambda: _open_later(socket, 0.5))
+        await reader.over.wait()
+        assert trio.current_time() - began < 12
+        assert reader.of("client_evicted") == [
+            {
+                "reason": "writer_idle_timeout",
+                "errorKind": "writer_idle_timeout",
+                "idleForMs": 10_000,
+                "timeoutMs": 10_000,
+            }
+        ]
+        assert reader.ended and not session.subs
 
 
 async def _open_later(socket: Socket, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Votes, cancels, timeouts, leaving, death and closing at the same tick: one answer to each request.
+"""Votes, cancels, timeouts, leaving, death, closing at the same tick: one answer to each request.
 
 The real desk, callbacks and turns, with an agent in memory and a clock that jumps.
 """
@@ -386,7 +386,7 @@ async def test_the_order_of_a_cancel(tmp_path: Path) -> None:
 async def test_a_vote_through_another_session_s_url_changes_nothing(tmp_path: Path) -> None:
     async with fake_manager(tmp_path, Asking()) as (manager, pool):
         assert isinstance(pool, Asking)
-        one, host, question, request = await asking(manager, pool, tmp_path)
+        one, host, _, request = await asking(manager, pool, tmp_path)
         other = await stage(manager, pool, tmp_path, "first-responder", random.Random(1))
         last = one.session.ring.last_id, other.session.ring.last_id
         for body in (YES, ABORT):

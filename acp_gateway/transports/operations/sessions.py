@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+import trio
 
 from acp_gateway.core.replay import replay
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
@@ -74,19 +75,30 @@ async def create(call: Call) -> Any:
     if attached:
         return body
     session.labels = labels
-    body |= labels
+    try:
+        return body | labels | await _wishes(session, mode, params.get("modelServiceId"), client_id)
+    except trio.Cancelled:
+        # The caller has hung up before it knew of the session.
+        session.parties.leave(client_id)
+        if not session.parties and session.idle:
+            session.begin_close("last_client_detached")
+        raise
+
+
+async def _wishes(session: Session, mode: Any, model: Any, client_id: str) -> dict[str, bool]:
+    """Mode and model that a new session is to begin with; what could not be had is told."""
+    missed = {}
     if mode is not None:
         try:
             await session_control.set_mode(session, mode, client_id)
         except GatewayError:
-            body["approvalModeApplied"] = False
-    model = params.get("modelServiceId")
+            missed["approvalModeApplied"] = False
     if isinstance(model, str) and model:
         try:
             await session_control.set_model(session, model, client_id)
         except GatewayError:
-            body["modelApplied"] = False
-    return body
+            missed["modelApplied"] = False
+    return missed
 
 
 def _cwd(call: Call) -> str:
@@ -246,7 +258,7 @@ async def rewind_snapshots(call: Call) -> Any:
 
 
 async def rewind(call: Call) -> Any:
-    session = call.session()
+    session = call.session(anybody=True)
     target = call.params.get("promptId")
     if not isinstance(target, str) or not target:
         raise GatewayError(ErrorKind.MISSING_PROMPT_ID, "`promptId` is missing")

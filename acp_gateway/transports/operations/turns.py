@@ -73,8 +73,9 @@ async def cancel(call: Call) -> Any:
     client = call.caller.client_id
     running = session.queue.running
     if running is None:
-        session.publish("prompt_cancelled", client=client)
-        session.wake()
+        if not session.halted:
+            session.publish("prompt_cancelled", client=client)
+            session.wake()
         return
     session.cancel_turn(running, client)
     await session.settled(running)

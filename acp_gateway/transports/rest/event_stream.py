@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextvars import copy_context
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -32,17 +32,14 @@ from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.outlets import MAX_WAITING, Pump, event_record
 from acp_gateway.transports.peer_stream import give_up_peer
+from acp_gateway.transports.sse_writer import Send, SseWriter
 from acp_gateway.wire.frames import parse_last_event_id, sse_event
 
 log = structlog.get_logger("acp_gateway.events")
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
 HEARTBEAT: Final = 15.0
 HEARTBEAT_FRAME: Final = b": heartbeat\n\n"
 RETRY_FRAME: Final = b"retry: 3000\n\n"
-PIECE: Final = 64 * 1024
-"""A peer that takes this much before ``evict_timeout`` is slow, not stalled."""
 DEFAULT_QUEUED: Final = 256
 FEWEST_QUEUED, MOST_QUEUED = 16, 2048
 MAX_QUEUED_BYTES: Final = 2 * 1024 * 1024
@@ -157,18 +154,7 @@ class EventStream:
         feed, settings = self._feed, self._hub.settings
         feed.streams += 1
         self._hub.stream_began()
-        lock = trio.Lock()
-
-        async def write(data: bytes) -> None:
-            async with lock:
-                for start in range(0, len(data), PIECE):
-                    piece = data[start : start + PIECE]
-                    # A stream of HTTP/2 can stall alone, while its socket moves.
-                    with trio.fail_after(settings.evict_timeout):
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
-                    pump.moved()
-                    # After a client has gone hypercorn's send returns without a checkpoint.
-                    await trio.lowlevel.checkpoint()
+        writer = SseWriter(send, settings.evict_timeout)
 
         def finished() -> bool:
             return feed.halted and self._sub.caught_up and not self._sub.slots
@@ -176,11 +162,12 @@ class EventStream:
         pump = Pump(
             self._outlet,
             self._wakeup,
-            write,
+            writer.write,
             feed.drained,
             stall=float("inf"),
             finished=finished,
         )
+        writer.moved = pump.moved
 
         async def pumping() -> None:
             await pump.run()
@@ -189,13 +176,13 @@ class EventStream:
         async def heartbeat() -> None:
             while True:
                 await trio.sleep(HEARTBEAT)
-                await write(HEARTBEAT_FRAME)
+                await writer.write(HEARTBEAT_FRAME)
 
         try:
             with self._scope:
                 await send(self._head())
                 async with trio.open_nursery() as nursery:
-                    await write(RETRY_FRAME)
+                    await writer.write(RETRY_FRAME)
                     nursery.start_soon(pumping)
                     nursery.start_soon(heartbeat)
                     self._wakeup.set()
