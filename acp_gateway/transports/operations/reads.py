@@ -19,7 +19,7 @@ from acp_gateway.runtime.session_catalog import iso
 from acp_gateway.runtime.session_control import ask_qwen, is_user_question
 from acp_gateway.transports.operations.call import Call, Reply, bad_request
 from acp_gateway.transports.operations.daemon import NO_STORE
-from acp_gateway.transports.operations.sessions import summary
+from acp_gateway.transports.operations.lists import summary
 
 MAX_EVENTS: Final = 500
 

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from acp_gateway.transports.operations import daemon, permissions, reads, sessions, turns, web_shell
+from acp_gateway.transports.operations import (
+    daemon,
+    lists,
+    permissions,
+    reads,
+    sessions,
+    turns,
+    web_shell,
+)
 from acp_gateway.transports.operations.call import Handler
 
 HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
@@ -48,8 +56,8 @@ HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
         "session_permission_vote": permissions.vote,
         "permission_vote": permissions.vote_anywhere,
         "permission_audit": permissions.audit,
-        "session_list": sessions.listing,
-        "session_list_plural": sessions.listing,
+        "session_list": lists.listing,
+        "session_list_plural": lists.listing,
         "workspace_providers": web_shell.providers,
         "brand": web_shell.brand,
         "workspace_settings": web_shell.settings,

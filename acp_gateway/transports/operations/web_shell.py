@@ -9,7 +9,7 @@ from typing import Any
 
 from acp_gateway.runtime.session_control import ask_qwen
 from acp_gateway.transports.operations.call import Call
-from acp_gateway.transports.operations.sessions import workspace_of
+from acp_gateway.transports.operations.lists import workspace_of
 
 
 async def brand(call: Call) -> Any:
