@@ -19,6 +19,8 @@ from acp_gateway.protocol.errors import ErrorKind, GatewayError
 
 _SYNTAX: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 REMEMBERED: Final = 4096
+MOST: Final = 512
+"""Client ids of one session."""
 
 
 def mint() -> str:
@@ -71,7 +73,20 @@ class Parties:
         if client_id is None or binding is None:
             client_id = mint()
         self._by_id[client_id] = Party(client_id, binding)
+        if len(self._by_id) > MOST:
+            self._forget_one(client_id)
         return client_id
+
+    def _forget_one(self, newest: str) -> None:
+        """Of clients over REST nobody knows whether they are still there; the one that was not
+        seen for longest makes room, and attaches anew when it comes back."""
+        free = [
+            each
+            for each in self._by_id.values()
+            if each.binding is None and each.client_id != newest
+        ]
+        if free:
+            del self._by_id[min(free, key=lambda each: each.last_seen).client_id]
 
     def has(self, client_id: str | None) -> bool:
         """Is it registered, for whomever?"""

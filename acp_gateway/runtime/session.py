@@ -85,6 +85,8 @@ class Session(SessionTurns):
         self.display_name: str | None = None
         """What a client named it; else it has the agent's title."""
         self.title_source: str | None = None
+        self.stored = False
+        """Its agent can load it again."""
         self.switching = 0
         """Changes of mode or model by clients that are under way."""
         self.labels: dict[str, str] = {}
@@ -143,6 +145,7 @@ class Session(SessionTurns):
                     if self._opening_scope.cancelled_caught:
                         return
                     self._host = host
+                    self.stored = host.can_load
                     self.halted = False
                     self._restore_error = None
                     self._signal()

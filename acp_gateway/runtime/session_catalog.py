@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -23,6 +23,7 @@ from acp_gateway.wire.json_codec import dumps
 log = structlog.get_logger("acp_gateway.catalog")
 
 REMEMBERED_LISTS: Final = 16
+REMEMBERED_SESSIONS: Final = 1024
 MAX_PAGES: Final = 20
 """Pages of an agent's list that are read for one of ours."""
 LIST_TIMEOUT: Final = 5.0
@@ -33,6 +34,13 @@ def iso(moment: float) -> str:
     """Unix time in seconds as ISO 8601 with milliseconds, UTC."""
     text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
+
+
+class _Ended(NamedTuple):
+    cwd: str
+    updated_at: str
+    stored: bool
+    """Its agent can load it again."""
 
 
 class SessionCatalog:
@@ -48,6 +56,8 @@ class SessionCatalog:
         self._pool = pool
         self._workspace = workspace
         self._listed: dict[tuple[str, bytes], dict[str, Any]] = {}
+        self._ended: dict[tuple[str, str], _Ended] = {}
+        """Sessions that were open here, by profile and the agent's id."""
 
     # ---- listing --------------------------------------------------------------------------------
 
@@ -130,6 +140,18 @@ class SessionCatalog:
         }
         return info
 
+    def remember(self, session: Session) -> None:
+        """A session has ended."""
+        self._ended[(session.profile.name, session.agent_id)] = _Ended(
+            str(session.cwd), iso(session.updated_at), session.stored and session.prompted
+        )
+        while len(self._ended) > REMEMBERED_SESSIONS:
+            del self._ended[next(iter(self._ended))]
+
+    def forget(self, session_id: str, profile: AgentProfile) -> None:
+        """Its agent has deleted it."""
+        self._ended.pop((profile.name, session_id), None)
+
     async def in_directory(self, directory: Path) -> Sequence[Session | dict[str, Any]]:
         """Every session in a directory or below it, live or stored, each once; stored ones as
         their agent told them."""
@@ -148,9 +170,15 @@ class SessionCatalog:
                     for info in await self._all_stored(profile, asked):
                         place = Path(str(info.get("cwd", directory)))
                         if place == directory or directory in place.parents:
-                            stored.setdefault(info["sessionId"], info)
+                            stored.setdefault(info["sessionId"], self._aged(info, profile))
             rows += stored.values()
         return rows
+
+    def _aged(self, info: dict[str, Any], profile: AgentProfile) -> dict[str, Any]:
+        """``info`` with the time at which the session ended here: a row must not move down while
+        somebody pages through the list."""
+        ended = self._ended.get((profile.name, info["sessionId"]))
+        return info if ended is None else {**info, "updatedAt": ended.updated_at}
 
     async def _all_stored(self, profile: AgentProfile, cwd: str | None) -> Sequence[dict[str, Any]]:
         """All pages of the agent's own list, without the live ones."""
@@ -173,6 +201,9 @@ class SessionCatalog:
 
         Starts an agent when none runs.
         """
+        ended = self._ended.get((profile.name, session_id))
+        if ended is not None and ended.stored:
+            return ended.cwd
         with suppress(GatewayError):
             async with self._pool.borrow(profile):
                 for info in await self._all_stored(profile, None):

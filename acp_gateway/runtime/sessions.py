@@ -312,6 +312,7 @@ class SessionManager:
         finally:
             if self.sessions.get(session.id) is session:
                 del self.sessions[session.id]
+                self.catalog.remember(session)
             self._locks.release(session.profile.name, session.agent_id)
             if session.id:
                 reason = session.over.message if session.over else None
@@ -427,6 +428,7 @@ class SessionManager:
                 raise
         finally:
             self._locks.release(profile.name, agent_id)
+        self.catalog.forget(agent_id, profile)
 
     async def fork(self, params: dict[str, Any], profile: AgentProfile) -> Session:
         """A copy of a session, made by its agent and then opened on a child of its own."""
