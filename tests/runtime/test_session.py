@@ -412,3 +412,23 @@ async def test_a_bug_in_one_session_leaves_its_siblings(
             assert "a bug" not in str(outcome.to_jsonrpc())
             assert notices(one, "session_died")[0]["reason"] == "internal"
             assert await r.say(two, "x") == END_TURN
+
+
+@pytest.mark.parametrize("usable", [True, False])
+async def test_the_audit_goes_to_a_file_that_may_fail(tmp_path: Path, usable: bool) -> None:
+    log = tmp_path / "log"
+    audit = tmp_path / ("audit.jsonl" if usable else "missing/audit.jsonl")
+    async with rig(tmp_path, obedient(log), permission_audit=audit) as r:
+        with trio.fail_after(DEADLINE):
+            session = await r.create()
+            client = Recorder("one")
+            client.attach(session)
+            turn = await asked(r, session)
+            yes = {"outcome": {"outcome": "selected", "optionId": "yes"}}
+            assert client.vote(session, client.asked[0], yes)
+            assert await r.outcome(turn) == END_TURN
+            kinds = ["permission.requested", "permission.voted", "permission.resolved"]
+            told = r.manager.desk.audit.query(session_id=session.id)
+            assert [entry["kind"] for entry in told] == kinds
+    lines = audit.read_text().splitlines() if usable else []
+    assert [json.loads(line)["kind"] for line in lines] == (kinds if usable else [])
