@@ -6,15 +6,21 @@ settled, or queued -> settled when it is withdrawn.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.wire.json_codec import dumps
 
 REMEMBERED: Final = 64
 """Settled turns kept for a repeated prompt with the same key."""
+
+
+def _digest(prompt: Any) -> bytes:
+    return hashlib.sha256(dumps(prompt)).digest()
 
 
 class TurnState(Enum):
@@ -61,6 +67,7 @@ class Turn:
         self.state = TurnState.QUEUED
         self.cancel_requested = False
         self.outcome: Any | GatewayError | None = None
+        self._digest = b"" if key is None else _digest(params.get("prompt"))
         self._observers: list[Callable[[Turn], None]] = []
 
     @property
@@ -88,6 +95,10 @@ class Turn:
     def forget_observer(self, observer: Callable[[Turn], None]) -> None:
         if observer in self._observers:
             self._observers.remove(observer)
+
+    def asks(self, prompt: Any) -> bool:
+        """Is this the prompt that it was made for?"""
+        return self._digest == _digest(prompt)
 
     def _settle(self, outcome: Any | GatewayError) -> None:
         self.state = TurnState.SETTLED
@@ -162,6 +173,7 @@ class TurnQueue:
         elif turn in self._waiting:
             self._waiting.remove(turn)
         turn._settle(outcome)
+        turn.params = {}  # a turn is remembered for its key; what was said is not needed
         return True
 
     def withdraw(self, mine: Callable[[Turn], bool], outcome: Any) -> list[Turn]:

@@ -112,6 +112,17 @@ class Parties:
         party.last_seen = time.time()
         return party
 
+    def expire(self, before: float) -> list[str]:
+        """Forget the clients over REST that were last seen before this Unix time; their ids."""
+        gone = [
+            each.client_id
+            for each in self._by_id.values()
+            if each.binding is None and each.last_seen < before
+        ]
+        for client_id in gone:
+            del self._by_id[client_id]
+        return gone
+
     def leave(self, client_id: str) -> bool:
         """One use less. True when the id is gone from the session."""
         party = self._by_id.get(client_id)

@@ -22,6 +22,8 @@ from acp_gateway.wire.json_codec import dumps
 
 log = structlog.get_logger("acp_gateway.catalog")
 
+AGENT: Final = "acp_gateway.agent"
+"""Member of the rows here: the name of the agent that told it."""
 REMEMBERED_LISTS: Final = 16
 REMEMBERED_SESSIONS: Final = 1024
 MAX_PAGES: Final = 20
@@ -156,6 +158,7 @@ class SessionCatalog:
         """Every session in a directory or below it, live or stored, each once; stored ones as
         their agent told them."""
         rows: list[Session | dict[str, Any]] = []
+        stored: dict[str, dict[str, Any]] = {}
         for profile in self._profiles.values():
             rows += [
                 each
@@ -164,20 +167,26 @@ class SessionCatalog:
                 and each.profile is profile
                 and (each.cwd == directory or directory in each.cwd.parents)
             ]
-            stored: dict[str, dict[str, Any]] = {}
             for asked in (str(directory), None):  # some agents tell only what is asked for
                 with suppress(GatewayError):  # an agent that cannot tell has no stored ones
                     for info in await self._all_stored(profile, asked):
                         place = Path(str(info.get("cwd", directory)))
                         if place == directory or directory in place.parents:
                             stored.setdefault(info["sessionId"], self._aged(info, profile))
-            rows += stored.values()
-        return rows
+        return [*rows, *stored.values()]
+
+    async def keeper_of(self, session_id: str, first: AgentProfile) -> AgentProfile:
+        """The agent that has stored a session; ``first`` is asked first, and stands for none."""
+        for profile in (first, *self._profiles.values()):
+            if len(self._profiles) == 1 or await self.directory_of(session_id, profile):
+                return profile
+        return first
 
     def _aged(self, info: dict[str, Any], profile: AgentProfile) -> dict[str, Any]:
         """``info`` with the time at which the session ended here: a row must not move down while
         somebody pages through the list."""
         ended = self._ended.get((profile.name, info["sessionId"]))
+        info = {**info, AGENT: profile.name}
         return info if ended is None else {**info, "updatedAt": ended.updated_at}
 
     async def _all_stored(self, profile: AgentProfile, cwd: str | None) -> Sequence[dict[str, Any]]:

@@ -6,6 +6,7 @@ it, the typed error ``unsupported_by_agent``.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -214,8 +215,13 @@ def clean_name(value: Any, limit: int) -> str | None:
     """A name for people: no control characters, cut to ``limit``; None when nothing is left."""
     if not isinstance(value, str):
         return None
-    text = "".join(char for char in value if char.isprintable()).strip()[:limit]
+    text = "".join(char for char in value if not has_controls(char)).strip()[:limit]
     return text or None
+
+
+def has_controls(text: str) -> bool:
+    """Line ends, escapes and the like, or half a character; joiners of emoji are none."""
+    return any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
 
 
 async def tell_title(session: Session, title: str) -> None:

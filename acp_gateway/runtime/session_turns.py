@@ -88,7 +88,7 @@ class SessionTurns(SessionFeed):
         """Admit a prompt, or find the turn that the same key made. Raises ``prompt_queue_full``."""
         known = self.queue.find(key)
         if known is not None:
-            if known.params.get("prompt") != params.get("prompt"):
+            if not known.asks(params.get("prompt")):
                 raise GatewayError(
                     ErrorKind.IDEMPOTENCY_KEY_REUSED,
                     "Another prompt was sent with this idempotency key",

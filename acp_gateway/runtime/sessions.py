@@ -6,6 +6,7 @@ meanwhile cancels the start, and the child goes with it.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -85,6 +86,8 @@ class SessionManager:
         self.starting = 0
         """Sessions that are being opened."""
         self._defaults: dict[tuple[str, Path], str] = {}
+        self._naming: set[str] = set()
+        """Ids that sessions are being created with."""
         self._default_starting: dict[tuple[str, Path], trio.Event] = {}
         self._loading: dict[str, trio.Event] = {}
         self._started_by_key: dict[str, str] = {}
@@ -103,6 +106,9 @@ class SessionManager:
     def _reap(self) -> None:
         now = trio.current_time()
         for session in tuple(self.sessions.values()):
+            if not session.streams:
+                for client_id in session.parties.expire(time.time() - self.settings.linger):
+                    session.desk.leave(session.id, client_id)
             linger = session.linger
             if session.idle and now - session.last_used > linger:
                 log.info("session_reaped", session_id=session.id, idle=round(linger))
@@ -239,16 +245,34 @@ class SessionManager:
         """
         if session_id is None:
             return await self.create(params, profile, rule=rule)
-        if session_id in self.sessions or await self.catalog.directory_of(session_id, profile):
-            live = self.sessions.get(session_id)
-            raise GatewayError(
-                ErrorKind.SESSION_ID_CONFLICT,
-                f'There is a session with id "{session_id}" already',
-                remedy="load it, or choose another id",
-                sessionId=session_id,
-                conflict="persisted" if live is None else "live",
-                **({} if live is None else {"liveWorkspaceCwd": str(live.cwd)}),
-            )
+        if session_id in self._naming:
+            raise self._taken(session_id, live=True)
+        self._naming.add(session_id)
+        try:
+            if session_id in self.sessions or await self.catalog.directory_of(session_id, profile):
+                raise self._taken(session_id, live=session_id in self.sessions)
+            return await self._create_as(params, profile, session_id, rule)
+        finally:
+            self._naming.discard(session_id)
+
+    def _taken(self, session_id: str, *, live: bool) -> GatewayError:
+        session = self.sessions.get(session_id)
+        return GatewayError(
+            ErrorKind.SESSION_ID_CONFLICT,
+            f'There is a session with id "{session_id}" already',
+            remedy="load it, or choose another id",
+            sessionId=session_id,
+            conflict="live" if live else "persisted",
+            **({} if session is None else {"liveWorkspaceCwd": str(session.cwd)}),
+        )
+
+    async def _create_as(
+        self,
+        params: dict[str, Any],
+        profile: AgentProfile,
+        session_id: str,
+        rule: Rule | None,
+    ) -> Session:
         meta = {**(params.get("_meta") or {}), OWN_ID: session_id}
         session = await self.create({**params, "_meta": meta}, profile, rule=rule)
         if session.id != session_id:
@@ -267,10 +291,11 @@ class SessionManager:
         assert self._nursery is not None
         self._admit()
         session = self._new(opening, profile)
+        stored = opening.session_id
+        if stored is not None:
+            self._locks.acquire(profile.name, stored)  # its own from when it has reported ready
         self.starting += 1
         try:
-            if opening.session_id is not None:
-                self._locks.acquire(profile.name, opening.session_id)
             try:
                 await self._nursery.start(self._run, session)
             except GatewayError as exc:
@@ -281,6 +306,8 @@ class SessionManager:
                 await self._nursery.start(self._run, session)
         finally:
             self.starting -= 1
+            if stored is not None:
+                self._locks.release(profile.name, stored)
         log.info("session_started", session_id=session.id, agent=profile.name, how=opening.how)
         return session
 
@@ -295,6 +322,8 @@ class SessionManager:
     async def _run(self, session: Session, *, task_status: trio.TaskStatus[Session]) -> None:
         manager = self
 
+        locked: list[bool] = []
+
         class Started:
             """Enter the session in the books in the moment it reports ready."""
 
@@ -302,6 +331,7 @@ class SessionManager:
                 manager.sessions[session.id] = session
                 try:
                     manager._locks.acquire(session.profile.name, session.agent_id)
+                    locked.append(True)
                 except GatewayError as exc:
                     log.warning("session_writer_conflict", session_id=session.id, error=exc.message)
                 manager._created(session)
@@ -313,7 +343,8 @@ class SessionManager:
             if self.sessions.get(session.id) is session:
                 del self.sessions[session.id]
                 self.catalog.remember(session)
-            self._locks.release(session.profile.name, session.agent_id)
+            if locked:
+                self._locks.release(session.profile.name, session.agent_id)
             if session.id:
                 reason = session.over.message if session.over else None
                 log.info("session_ended", session_id=session.id, reason=reason)

@@ -17,12 +17,15 @@ from acp_gateway.protocol.errors import ErrorKind, GatewayError
 class WriterLocks:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._held: dict[tuple[str, str], int] = {}
+        self._held: dict[tuple[str, str], tuple[int, int]] = {}
+        """(file, times acquired)"""
 
     def acquire(self, agent: str, session_id: str) -> None:
         """Raises ``session_writer_conflict`` while another daemon has the session open."""
         key = (agent, session_id)
         if key in self._held:
+            fd, times = self._held[key]
+            self._held[key] = (fd, times + 1)
             return
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = hashlib.sha256(f"{agent}\0{session_id}".encode()).hexdigest()[:32]
@@ -41,7 +44,7 @@ class WriterLocks:
             if self._is_current(fd, name):
                 break
             os.close(fd)  # its holder unlinked it between our open and our lock
-        self._held[key] = fd
+        self._held[key] = (fd, 1)
 
     def _is_current(self, fd: int, name: str) -> bool:
         try:
@@ -50,9 +53,14 @@ class WriterLocks:
             return False
 
     def release(self, agent: str, session_id: str) -> None:
-        fd = self._held.pop((agent, session_id), None)
-        if fd is None:
+        """Once for each `acquire`."""
+        key = (agent, session_id)
+        fd, times = self._held.get(key, (-1, 0))
+        if times > 1:
+            self._held[key] = (fd, times - 1)
+        if times != 1:
             return
+        del self._held[key]
         name = hashlib.sha256(f"{agent}\0{session_id}".encode()).hexdigest()[:32]
         with suppress(OSError):
             os.unlink(self._directory / name)

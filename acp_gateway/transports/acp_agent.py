@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias
 from acp_gateway.protocol.capabilities import initialize_result
 from acp_gateway.protocol.converter import read
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError, unsupported
-from acp_gateway.protocol.extensions import RPC
+from acp_gateway.protocol.extensions import OPERATIONS, RPC, Access
 from acp_gateway.protocol.methods import strip_private_meta
 from acp_gateway.protocol.types import (
     AuthenticateParams,
@@ -73,6 +74,9 @@ def _resync(session: Session, last: int, epoch: Any) -> bytes:
     return notification_bytes("_qwen/notify", {"kind": "state_resync_required", "data": data})
 
 
+_NO_ATTACH = frozenset({"session_detach", "session_permission_vote"})
+"""Operations that do not make a stranger follow the session: leaving, and answering a question that
+was asked of others."""
 Operations: TypeAlias = Callable[[str, Connection, dict[str, Any]], Awaitable[Any]]
 
 
@@ -122,7 +126,8 @@ class AcpAgent:
         connection.client_name = shape.client_info.name if shape.client_info else None
         key = own_meta(params).get("clientKey")
         if isinstance(key, str) and key:
-            connection.origin = key
+            # Never another connection's id, which is its name only where no key is given.
+            connection.origin = "key:" + hashlib.sha256(key.encode(errors="replace")).hexdigest()
         handshake = await self._manager.pool.handshake(connection.profile)
         return initialize_result(
             handshake,
@@ -186,7 +191,8 @@ class AcpAgent:
         params = {name: value for name, value in params.items() if name not in wishes}
         rule = read_rule(own, self._manager.desk.rule)
         profile = context.connection.profile
-        wanted = (params.get("_meta") or {}).get(OWN_ID) if "_meta" in params else None
+        meta = params.get("_meta")
+        wanted = meta.get(OWN_ID) if isinstance(meta, dict) else None
         if wanted is not None:
             session = await self._manager.create_named(
                 for_agent(params), profile, checked_session_id(wanted), rule
@@ -298,8 +304,10 @@ class AcpAgent:
             for client in session.clients.values()
             if client is not connection and client.present
         ]
-        if others:
+        if others or session.streams or len(session.parties) > 1:
             connection.leave(session.id)
+            if not session.parties.has(connection.client_id):
+                session.desk.leave(session.id, connection.client_id)
         else:
             await session.close("client_close", client=connection.client_id)
         return {}
@@ -334,7 +342,7 @@ class AcpAgent:
                 for_agent(params),
                 origin=context.connection.origin,
                 client=context.connection.client_id,
-                key=key if isinstance(key, str) else None,
+                key=f"acp:{key}" if isinstance(key, str) else None,
             )
         except GatewayError as exc:
             context.refusal = exc
@@ -414,9 +422,11 @@ class AcpAgent:
         if self.operations is None:
             raise GatewayError(ErrorKind.METHOD_NOT_FOUND, f'Method not found: "{name}"')
         session_id = params.get("sessionId")
-        if isinstance(session_id, str):
+        row = OPERATIONS[name]
+        if isinstance(session_id, str) and row.scope == "session":
             self._check_client(context, session_id, params)
-            self.session_of(context, session_id)
+            if row.access is not Access.READ and name not in _NO_ATTACH:
+                self.session_of(context, session_id)
         return await self.operations(name, context.connection, params)
 
     def _check_client(self, context: Context, session_id: str, params: dict[str, Any]) -> None:

@@ -214,6 +214,8 @@ class GatewayAsgi:
     async def _page(self, path: str, headers: dict[str, str]) -> Answer | None:
         """A file of the web client, if the path is one."""
         web, accept = self._hub.web, headers.get("accept", "")
+        if not path.startswith("/"):
+            return None
         if not web.reads_disk:
             file = web.get(path, accept)
         elif "text/html" not in accept and path.split("/")[1] in _API:

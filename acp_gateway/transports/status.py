@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Any
 
@@ -44,7 +45,8 @@ def status_body(hub: Hub) -> dict[str, Any]:
         ],
         "connections": [
             {
-                "connectionId": connection.id,
+                # Not the id itself: over HTTP it is all that a client shows of itself.
+                "connection": hashlib.sha256(connection.id.encode()).hexdigest()[:12],
                 "transport": connection.kind,
                 "client": connection.client_name,
                 "sessions": list(connection.subs),

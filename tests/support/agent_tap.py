@@ -1,10 +1,12 @@
 """Runs an agent and notes what goes over its pipes.
 
-``agent_tap.py COMMAND...`` becomes COMMAND (same process id), with a child of its own on the pipes.
-``AGENT_TAP_LOG`` names the file that gets a line of JSON for each request, notification and answer,
-written before the message itself goes on: ``{"pid", "to", "id", "method", "session", "error",
-"outcome"}``. ``pid`` is the agent's; ``to`` is ``agent`` or ``gateway``; ``error`` is the code of an
-error; ``outcome`` says that a result has such a member (it answers a permission request).
+``agent_tap.py COMMAND...`` becomes COMMAND (same process id), with a child of its own on the
+pipes.
+``AGENT_TAP_LOG`` names the file that gets a line of JSON for each request, notification and
+answer, written before the message itself goes on: ``{"pid", "to", "id", "method", "session",
+"error", "outcome"}``. ``pid`` is the agent's; ``to`` is ``agent`` or ``gateway``; ``error`` is the
+code of an error; ``outcome`` says that a result has such a member (it answers a permission
+request).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 
@@ -47,10 +50,8 @@ def pump(source: BinaryIO, target: BinaryIO, log: int, pid: int, to: str) -> Non
     except OSError:
         pass  # the other end is gone
     finally:
-        try:
+        with suppress(OSError):
             target.close()
-        except OSError:
-            pass
 
 
 def main() -> None:

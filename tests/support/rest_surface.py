@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,7 +29,7 @@ sys.path.insert(0, str(TESTS))
 from agent_env import AGENTS  # noqa: E402
 from fake_model import FakeModel  # noqa: E402
 from gateway_process import ROOT, running_gateway  # noqa: E402
-from support.event_reader import Frame, parse  # noqa: E402
+from support.event_reader import Frame, ids, parse  # noqa: E402
 from support.event_schemas import faults  # noqa: E402
 from support.openapi import BY_NAME, validator  # noqa: E402
 
@@ -147,6 +147,8 @@ class Surface:
         """What was wrong with an answer; every call adds to it and none raises."""
         self.cells: dict[Cell, str] = {}
         self._http = http
+        self._last: dict[str, int] = {}
+        """Id of the newest event of a session that was looked at."""
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -217,34 +219,36 @@ class Surface:
         session: str = "",
         *,
         client: str | None = None,
-        until: Callable[[list[Frame]], bool] = lambda frames: (
-            any(each.event == "replay_complete" for each in frames)
-        ),
+        after: int = 0,
+        until: str = "replay_complete",
     ) -> Answer:
-        """Reads an event stream from its beginning ``until``; the answer's body is its frames."""
+        """Reads an event stream from behind an id to the first event ``until``.
+
+        The answer's body is its frames.
+        """
         row = OPERATIONS[name]
-        headers = {"Last-Event-ID": "0"} | ({} if client is None else {"X-Qwen-Client-Id": client})
-        path, end = self._path(row, session, {}), time.monotonic() + DEADLINE
-        got, frames = b"", list[Frame]()
-        with self._http.stream("GET", path, headers=headers) as response:
+        headers = {"Last-Event-ID": str(after)}
+        headers |= {} if client is None else {"X-Qwen-Client-Id": client}
+        end = time.monotonic() + DEADLINE
+        rest, frames = b"", list[Frame]()
+        with self._http.stream("GET", self._path(row, session, {}), headers=headers) as response:
             if response.status_code != 200:
                 response.read()
                 return self._checked(row, response)
             needed = {each.lower() for each in BY_NAME[name].responses[200]["headers"]}
-            if response.headers["content-type"] != "text/event-stream" or needed - set(
-                response.headers
-            ):
+            media = response.headers["content-type"]
+            if media != "text/event-stream" or needed - set(response.headers):
                 self.faults.append(f"{name}: {response.headers}")
-            try:
+            with suppress(httpx2.TimeoutException):
                 for data in response.iter_raw():
-                    got += data
-                    frames = parse(got)
-                    if until(frames) or time.monotonic() > end:
+                    whole, found, rest = (rest + data).rpartition(b"\n\n")
+                    new = parse(whole + found)
+                    frames += new
+                    if any(each.event == until for each in new) or time.monotonic() > end:
                         break
-            except httpx2.TimeoutException:
-                pass
-        if not until(frames):
-            self.faults.append(f"{name}: not within {DEADLINE:g} s: {[f.event for f in frames]}")
+        if all(each.event != until for each in frames):
+            told = [each.event for each in frames]
+            self.faults.append(f"{name}: no {until} within {DEADLINE:g} s: {told}")
         for each in frames:
             if each.data is not None:
                 self.faults += [f"{name}: {each.event}: {fault}" for fault in faults(each.data)]
@@ -311,21 +315,16 @@ class Surface:
         return found[0]
 
     def killed(self, session: str) -> None:
-        """Kills the session's agent, unless it is dead, and waits until that is known."""
+        """Kills the session's agent, unless it is dead, and waits until everybody is told."""
         pid = self.tap.pid_of(session)
-        try:
-            before = self._deaths(session)
+        after = self._last.get(session, 0)
+        frames = self.stream("session_events", session, after=after).body
+        self._last[session] = max([after, *ids(frames)])
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        self.stream(
-            "session_events",
-            session,
-            until=lambda frames: _count(frames, "session_died") > before,
-        )
-
-    def _deaths(self, session: str) -> int:
-        return _count(self.stream("session_events", session).body, "session_died")
+            self.stream(
+                "session_events", session, after=self._last[session], until="session_died"
+            )
 
     @staticmethod
     def _wait(done: Callable[[], bool], otherwise: str) -> None:
@@ -351,14 +350,12 @@ class Surface:
             answer = self.stream(name, session, **given)
         else:
             answer = self.call(name, session, **given)
+        if answer.status not in (OPERATIONS[name].success, 501):
+            self.faults.append(f"{name} {case}: {answer}")
         if settle:
             self.settle(session)
         self.cells[name, case] = who(answer.status, self.tap.since(mark))
         return answer
-
-
-def _count(frames: list[Frame], event: str) -> int:
-    return sum(each.event == event for each in frames)
 
 
 @contextmanager
@@ -408,9 +405,7 @@ def run(on: Surface) -> dict[Cell, str]:
 
 def _settings(on: Surface, session: str, client: str) -> None:
     models = on.call("session_context", session).body["state"]["models"]
-    names = [each["modelId"] for each in models["availableModels"]]
-    other = [each for each in names if each != models["currentModelId"]]
-    on.told("session_model", session, client=client, body={"modelId": [*other, *names, "fake"][0]})
+    on.told("session_model", session, client=client, body={"modelId": models["currentModelId"]})
     on.told("session_approval_mode", session, client=client)
 
 

@@ -9,6 +9,7 @@ import attrs
 
 from acp_gateway.core.mediator import Voter
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.parties import checked_syntax
 from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.sessions import SessionManager
@@ -25,6 +26,8 @@ class Caller:
     """The client id that it says it has, unread."""
     binding: str | None = None
     loopback: bool = False
+    profile: AgentProfile | None = None
+    """The agent of the endpoint that it speaks to; None: the daemon's first."""
     leave: Callable[[str], None] | None = None
     """Ends what an ACP connection follows of a session."""
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime import session_control
 from acp_gateway.runtime.session import Session
-from acp_gateway.runtime.session_catalog import iso
+from acp_gateway.runtime.session_catalog import AGENT, iso
 from acp_gateway.transports.operations.call import Call, bad_request
 from acp_gateway.transports.operations.daemon import workspace_id
 
@@ -55,6 +55,7 @@ def _stored(info: dict[str, Any]) -> dict[str, Any]:
     title = info.get("title")
     return {
         "sessionId": info.get("sessionId"),
+        "agent": info.get(AGENT),
         "workspaceCwd": info.get("cwd"),
         "cwd": info.get("cwd"),
         "createdAt": created if isinstance(created, str) else updated,

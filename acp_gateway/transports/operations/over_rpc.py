@@ -22,6 +22,7 @@ def serve_over_rpc(hub: Hub) -> None:
             claimed=connection.client_id,
             binding=connection.origin,
             loopback=connection.loopback,
+            profile=connection.profile,
             leave=connection.leave,
         )
         answer = await HANDLERS[name](

@@ -34,7 +34,9 @@ def _asked(question: Question) -> dict[str, Any]:
     options = [
         {"optionId": each["optionId"], "label": each.get("name"), "kind": each.get("kind")}
         for each in question.params["options"]
-        if isinstance(each, dict) and each.get("optionId") in question.option_ids
+        if isinstance(each, dict)
+        and isinstance(each.get("optionId"), str)
+        and each["optionId"] in question.option_ids
     ]
     common = {
         "requestId": question.request_id,

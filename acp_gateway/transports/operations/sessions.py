@@ -31,7 +31,7 @@ def profile_of(call: Call) -> AgentProfile:
     """The agent that the body names; the daemon's first one when it names none."""
     name = call.params.get("agent")
     if name is None:
-        return call.hub.default_profile
+        return call.caller.profile or call.hub.default_profile
     profile = call.manager.profiles.get(name) if isinstance(name, str) else None
     if profile is None:
         known = ", ".join(call.manager.profiles)
@@ -63,7 +63,9 @@ async def create(call: Call) -> Any:
         session_id=wanted,
         rule=session_control.read_rule(params, manager.desk.rule),
     )
-    client_id = session.parties.join(call.caller.client_id, call.caller.binding)
+    if session.halted:
+        await session.agent()  # its agent had died: an attach brings it back
+    client_id = _join(call, session)
     body = _opened(session, client_id, attached)
     if attached:
         return body
@@ -76,6 +78,12 @@ async def create(call: Call) -> Any:
         if not session.parties and session.idle:
             session.begin_close("last_client_detached")
         raise
+
+
+def _join(call: Call, session: Session) -> str:
+    """The caller's id in the session, which is used from now on."""
+    session.touch()
+    return session.parties.join(call.caller.client_id, call.caller.binding)
 
 
 async def _wishes(session: Session, mode: Any, model: Any, client_id: str) -> dict[str, bool]:
@@ -170,21 +178,24 @@ async def _restored(call: Call, how: How) -> tuple[Session, dict[str, Any]]:
     live = manager.sessions.get(session_id)
     attached = live is not None and live.over is None and live.has_agent
     asked = {"sessionId": session_id, "cwd": _cwd(call), "mcpServers": []}
+    profile = profile_of(call)
+    if live is None and call.params.get("agent") is None:
+        profile = await manager.catalog.keeper_of(session_id, profile)
     if live is None and call.params.get("cwd") is None:
         # A stored session knows its own directory.
-        known = await manager.catalog.directory_of(session_id, call.hub.default_profile)
+        known = await manager.catalog.directory_of(session_id, profile)
         asked["cwd"] = known or asked["cwd"]
     elif live is not None and call.params.get("cwd") is None:
         asked["cwd"] = str(live.cwd)
     try:
-        session = await manager.open(how, asked, profile_of(call))
+        session = await manager.open(how, asked, profile)
     except GatewayError as exc:
         if exc.kind is ErrorKind.UNSUPPORTED_BY_AGENT and live is None:
             raise manager.not_found(session_id) from exc
         raise
     if session.halted:
         await session.agent()  # its agent had died: a load brings it back
-    client_id = session.parties.join(call.caller.client_id, call.caller.binding)
+    client_id = _join(call, session)
     body = _opened(session, client_id, attached)
     body |= {
         "hasActivePrompt": session.queue.running is not None,
@@ -304,9 +315,12 @@ async def delete_many(call: Call) -> Any:
     removed: list[str] = []
     missing: list[str] = []
     errors: list[dict[str, str]] = []
-    profile = profile_of(call)
+    standard = profile_of(call)
     for session_id in dict.fromkeys(ids):
         live = session_id in call.manager.sessions
+        profile = standard
+        if not live and call.params.get("agent") is None:
+            profile = await call.manager.catalog.keeper_of(session_id, standard)
         stored = await call.manager.catalog.directory_of(session_id, profile)
         if not live and stored is None:
             missing.append(session_id)
@@ -328,7 +342,7 @@ async def metadata(call: Call) -> Any:
     if "displayName" in params:
         value = params["displayName"]
         name = session_control.clean_name(value, MAX_NAME)
-        if name is None or not isinstance(value, str) or not value[:MAX_NAME].isprintable():
+        if name is None or session_control.has_controls(value[:MAX_NAME]):
             raise GatewayError(
                 ErrorKind.INVALID_METADATA,
                 "`displayName` must be a text without control characters",

@@ -53,8 +53,10 @@ def _max_queued(values: list[str] | None) -> int:
     if values is None:
         return DEFAULT_QUEUED
     text = values[-1]
-    if text.isascii() and text.isdigit() and FEWEST_QUEUED <= int(text[:5]) <= MOST_QUEUED:
-        return int(text)
+    if text.isascii() and text.isdigit() and len(text) <= 5:
+        wanted = int(text)
+        if FEWEST_QUEUED <= wanted <= MOST_QUEUED:
+            return wanted
     raise GatewayError(
         ErrorKind.INVALID_MAX_QUEUED,
         f"`maxQueued` must be a number from {FEWEST_QUEUED} to {MOST_QUEUED}",
