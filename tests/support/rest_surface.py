@@ -143,12 +143,14 @@ class Surface:
         self.workspace = workspace
         self.tap = tap
         self.words = dict(AGENTS[agent].prompts) or WORDS
+        self.bodies = {**BODIES, "session_prompt": self.blocks("text")}
         self.faults: list[str] = []
         """What was wrong with an answer; every call adds to it and none raises."""
         self.cells: dict[Cell, str] = {}
         self._http = http
         self._last: dict[str, int] = {}
         """Id of the newest event of a session that was looked at."""
+        self._killed: set[int] = set()
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -164,7 +166,7 @@ class Surface:
         """Calls an operation with JSON for an answer."""
         row = OPERATIONS[name]
         headers = {} if client is None else {"X-Qwen-Client-Id": client}
-        content = body if body is not None else BODIES.get(name, {})
+        content = body if body is not None else self.bodies.get(name, {})
         begun = time.monotonic()
         try:
             response = self._http.request(
@@ -263,6 +265,8 @@ class Surface:
         session, client = made.body["sessionId"], made.body["clientId"]
         self.prompt(session, client, "text")
         self.settle(session)
+        models = self.call("session_context", session).body["state"]["models"]
+        self.bodies["session_model"] = {"modelId": models["currentModelId"]}
         return session, client
 
     def blocks(self, word: str) -> dict[str, Any]:
@@ -314,17 +318,22 @@ class Surface:
         self._wait(ask, "no permission was asked")
         return found[0]
 
-    def killed(self, session: str) -> None:
-        """Kills the session's agent, unless it is dead, and waits until everybody is told."""
+    def kill(self, session: str) -> bool:
+        """Kills the session's agent; False when that was done before."""
         pid = self.tap.pid_of(session)
+        if pid in self._killed:
+            return False
+        self._killed.add(pid)
+        os.kill(pid, signal.SIGKILL)
+        return True
+
+    def killed(self, session: str) -> None:
+        """The session's agent is dead, and everybody was told."""
         after = self._last.get(session, 0)
         frames = self.stream("session_events", session, after=after).body
         self._last[session] = max([after, *ids(frames)])
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            self.stream(
-                "session_events", session, after=self._last[session], until="session_died"
-            )
+        if self.kill(session):
+            self.stream("session_events", session, after=self._last[session], until="session_died")
 
     @staticmethod
     def _wait(done: Callable[[], bool], otherwise: str) -> None:
@@ -385,37 +394,26 @@ def run(on: Surface) -> dict[Cell, str]:
     for row in OPERATIONS.values():
         if row.scope == "daemon" and row.method == "GET":
             on.told(row.name)
-    made = on.told("session_create", body={"sessionScope": "thread"}).body
+    made = on.told("session_create", "", "new").body
+    on.told("session_create", "", "open")
     session, client = made["sessionId"], made["clientId"]
-    on.told("session_prompt", session, client=client, body=on.blocks("text"), settle=True)
+    on.told("session_prompt", session, client=client, settle=True)
     for row in OPERATIONS.values():
         if row.scope == "workspace" and row.method == "GET":
             on.told(row.name)
         elif row.scope == "session" and row.method == "GET":
             on.told(row.name, session, client=client)
-    on.told("session_heartbeat", session, client=client)
-    on.told("session_metadata", session, client=client)
-    _settings(on, session, client)
-    _extensions(on, session, client)
+    for name in ("heartbeat", "metadata", "approval_mode", "recap", "btw", "task_cancel"):
+        on.told(f"session_{name}", session, client=client)
+    models = on.call("session_context", session).body["state"]["models"]
+    on.told("session_model", session, client=client, body={"modelId": models["currentModelId"]})
+    snapshots = on.call("session_rewind_snapshots", session).body["snapshots"]
+    prompt = snapshots[0]["promptId"] if snapshots else "none"
+    on.told("session_rewind", session, client=client, body={"promptId": prompt})
     _votes(on, session, client)
     _turns(on, session, client)
     _life(on, session, client)
     return on.cells
-
-
-def _settings(on: Surface, session: str, client: str) -> None:
-    models = on.call("session_context", session).body["state"]["models"]
-    on.told("session_model", session, client=client, body={"modelId": models["currentModelId"]})
-    on.told("session_approval_mode", session, client=client)
-
-
-def _extensions(on: Surface, session: str, client: str) -> None:
-    on.told("session_recap", session, client=client)
-    on.told("session_btw", session, client=client)
-    on.told("session_task_cancel", session, client=client)
-    snapshots = on.call("session_rewind_snapshots", session).body["snapshots"]
-    prompt = snapshots[0]["promptId"] if snapshots else "none"
-    on.told("session_rewind", session, client=client, body={"promptId": prompt})
 
 
 def _votes(on: Surface, session: str, client: str) -> None:
