@@ -265,6 +265,10 @@ class Session(SessionTurns):
                     )
                 except GatewayError as exc:
                     log.info("session_close_refused", session_id=self.id, error=exc.message)
+        elif self._settings.isolation == "session":
+            # It writes down what is left as it ends; whoever loads the session next must find it.
+            with trio.move_on_after(CLOSE_TIMEOUT):
+                await host.stop()
 
     def _lost(self, host: AgentHost) -> None:
         """The agent is gone while the session lives."""
