@@ -142,6 +142,11 @@ class EventRing:
     def _at(self, id: int) -> Record:
         return self._records[id - self.first_id]
 
+    @property
+    def records(self) -> list[Record]:
+        """All that are kept."""
+        return self._records.copy()
+
     def read(self, cursor: int, stop: int) -> list[Record]:
         """Kept records with ``cursor < id <= stop``."""
         offset = -self.first_id

@@ -15,6 +15,11 @@ from acp_gateway.core.event_ring import EventRing
 REPLAY_BYTES: Final = 8 * 1024 * 1024
 
 
+def resync(reason: str, last: int, earliest: int, **more: Any) -> dict[str, Any]:
+    """Data of ``state_resync_required``: the last id that the reader has, the next it can get."""
+    return {"reason": reason, **more, "lastDeliveredId": last, "earliestAvailableId": earliest}
+
+
 @attrs.frozen(kw_only=True)
 class Replay:
     start: int
@@ -34,31 +39,25 @@ def plan_replay(
 ) -> Replay:
     """``last``: the id that the reader has; ``epoch``: the numbering that it means, if it says."""
     following, first = ring.last_id + 1, ring.first_id
-    resync: dict[str, Any] | None = None
+    missed: dict[str, Any] | None = None
     start = last
     if epoch is not None and epoch != own_epoch:
-        resync = {"reason": "epoch_reset", "detail": "epoch_mismatch"}
+        missed = resync("epoch_reset", last, first, detail="epoch_mismatch")
         start = first - 1
     elif last >= following:
-        resync = {"reason": "epoch_reset"}
+        missed = resync("epoch_reset", last, first)
         start = first - 1
     elif first == following and last < following - 1:
-        resync = {"reason": "seeded_replay_not_in_ring"}
+        missed = resync("seeded_replay_not_in_ring", last, first)
         start = ring.last_id
     elif first > last + 1:
-        resync = {"reason": "ring_evicted"}
+        missed = resync("ring_evicted", last, first)
         start = first - 1
-    if resync is not None:
-        resync |= {"lastDeliveredId": last, "earliestAvailableId": first}
     stop = ring.stop_within(start, budget)
     cut = None
     if stop < ring.last_id:
-        cut = {
-            "reason": "replay_budget_exceeded",
-            "lastDeliveredId": stop,
-            "earliestAvailableId": stop + 1,
-        }
+        cut = resync("replay_budget_exceeded", stop, stop + 1)
     complete: dict[str, Any] = {"replayedCount": stop - start}
     if stop > start:
         complete |= {"lastReplayedEventId": stop, "lastEventId": stop}
-    return Replay(start=start, stop=stop, resync=resync, cut=cut, complete=complete)
+    return Replay(start=start, stop=stop, resync=missed, cut=cut, complete=complete)

@@ -175,12 +175,16 @@ class SessionCatalog:
                             stored.setdefault(info["sessionId"], self._aged(info, profile))
         return [*rows, *stored.values()]
 
-    async def keeper_of(self, session_id: str, first: AgentProfile) -> AgentProfile:
-        """The agent that has stored a session; ``first`` is asked first, and stands for none."""
-        for profile in (first, *self._profiles.values()):
-            if len(self._profiles) == 1 or await self.directory_of(session_id, profile):
-                return profile
-        return first
+    async def locate(
+        self, session_id: str, first: AgentProfile, others: Sequence[AgentProfile]
+    ) -> tuple[AgentProfile, str | None]:
+        """The agent that has stored a session, and where it works; ``first`` and None when none
+        has."""
+        for profile in (first, *(each for each in others if each is not first)):
+            directory = await self.directory_of(session_id, profile)
+            if directory is not None:
+                return profile, directory
+        return first, None
 
     def _aged(self, info: dict[str, Any], profile: AgentProfile) -> dict[str, Any]:
         """``info`` with the time at which the session ended here: a row must not move down while

@@ -77,8 +77,7 @@ def resolve_mode(session: Session, mode: Any) -> str:
     for word in _SAME.get(mode, ()) if isinstance(mode, str) else ():
         if word in offered:
             return word
-    allowed = list(dict.fromkeys([*offered, *(m for m in APPROVAL_MODES if m in _SAME)]))
-    raise _bad_mode(mode, allowed)
+    raise _bad_mode(mode, list(dict.fromkeys([*offered, *APPROVAL_MODES])))
 
 
 async def set_mode(
@@ -179,6 +178,24 @@ async def _set_option(session: Session, option: str, value: str, client: str | N
             {"sessionUpdate": "config_option_update", "configOptions": options}, client
         )
     return {}
+
+
+async def apply_wishes(
+    session: Session, mode: Any, model: Any, client: str | None
+) -> dict[str, bool]:
+    """Mode and model that a new session is to begin with; what could not be had is told."""
+    missed = {}
+    if mode is not None:
+        try:
+            await set_mode(session, check_mode_word(mode), client)
+        except GatewayError:
+            missed["approvalModeApplied"] = False
+    if isinstance(model, str) and model:
+        try:
+            await set_model(session, model, client)
+        except GatewayError:
+            missed["modelApplied"] = False
+    return missed
 
 
 def _model_failed(session: Session, model: str, client: str | None, exc: GatewayError) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, TypeAlias
 
+from acp_gateway.core.resume import resync
 from acp_gateway.protocol.capabilities import initialize_result
 from acp_gateway.protocol.converter import read
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError, unsupported
@@ -28,8 +28,8 @@ from acp_gateway.runtime.rpc import MethodTable
 from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.session_catalog import iso
 from acp_gateway.runtime.session_control import (
+    apply_wishes,
     branch,
-    check_mode_word,
     clean_name,
     read_rule,
     set_mode,
@@ -37,7 +37,7 @@ from acp_gateway.runtime.session_control import (
 )
 from acp_gateway.runtime.sessions import OWN_ID, SessionManager, checked_session_id
 from acp_gateway.transports.connection import Connection, Context
-from acp_gateway.wire.jsonrpc import notification_bytes
+from acp_gateway.transports.outlets import resync_notice
 
 OWN_META = "acp_gateway"
 _WISHES = ("approvalMode", "modelServiceId")
@@ -65,13 +65,8 @@ def for_agent(params: dict[str, Any]) -> dict[str, Any]:
 
 def _resync(session: Session, last: int, epoch: Any) -> bytes:
     """Tells a client that its cursor is of no use: all of the history follows."""
-    data = {
-        "sessionId": session.id,
-        "reason": "ring_evicted" if epoch == session.epoch else "epoch_reset",
-        "lastDeliveredId": last,
-        "earliestAvailableId": session.ring.first_id,
-    }
-    return notification_bytes("_qwen/notify", {"kind": "state_resync_required", "data": data})
+    reason = "ring_evicted" if epoch == session.epoch else "epoch_reset"
+    return resync_notice(session.id, resync(reason, last, session.ring.first_id))
 
 
 _NO_ATTACH = frozenset({"session_detach", "session_permission_vote"})
@@ -202,11 +197,9 @@ class AcpAgent:
                 for_agent(params), profile, key if isinstance(key, str) else None, rule
             )
         client = context.connection.client_id
-        with suppress(GatewayError):  # told by their own events
-            if "approvalMode" in wishes:
-                await set_mode(session, check_mode_word(wishes["approvalMode"]), client)
-            if isinstance(wishes.get("modelServiceId"), str):
-                await set_model(session, wishes["modelServiceId"], client)
+        await apply_wishes(
+            session, wishes.get("approvalMode"), wishes.get("modelServiceId"), client
+        )
         context.connection.follow(session, history=True, context=context)
         return self._opened(session, context.connection)
 

@@ -24,7 +24,7 @@ from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.request_body import finishing
 from acp_gateway.transports.rest.event_stream import EventStream
 from acp_gateway.transports.rest.routes import (
-    RETRY_AFTER,
+    error_headers,
     error_response,
     json_response,
     register,
@@ -149,12 +149,8 @@ def _not_allowed(exc: HTTPException, hub: Hub) -> Answer:
 
 def _error_answer(error: GatewayError) -> Answer:
     status, body = error.to_http()
-    headers = [("content-type", "application/json; charset=utf-8")]
-    if status in (429, 503):
-        headers.append(("retry-after", RETRY_AFTER))
-    if status == 401:
-        headers.append(("www-authenticate", "Bearer"))
-    return Answer(status, dumps(body), tuple(headers))
+    headers = (("content-type", "application/json; charset=utf-8"), *error_headers(error))
+    return Answer(status, dumps(body), headers)
 
 
 class GatewayAsgi:
@@ -216,13 +212,14 @@ class GatewayAsgi:
         web, accept = self._hub.web, headers.get("accept", "")
         if not path.startswith("/"):
             return None
+        api = path.split("/")[1] in _API
         if not web.reads_disk:
             file = web.get(path, accept)
-        elif "text/html" not in accept and path.split("/")[1] in _API:
+        elif api and "text/html" not in accept:
             return None
         else:
             file = await trio.to_thread.run_sync(web.get, path, accept)
-            if file is None and path.split("/")[1] not in _API:
+            if file is None and not api:
                 file = await trio.to_thread.run_sync(web.fallback, accept)
         if file is None:
             return None

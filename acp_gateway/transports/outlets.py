@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import trio
 
 from acp_gateway.config import MIB
-from acp_gateway.core.envelope import envelope, event_type
+from acp_gateway.core.envelope import NOTIFY, envelope, event_type
 from acp_gateway.core.event_ring import Framing, Record
 from acp_gateway.core.outlet import Outlet, Subscription
+from acp_gateway.core.resume import resync
 from acp_gateway.protocol.events import PERMISSION_REQUEST
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.wire.frames import sse_event, sse_message, ws_text
@@ -54,13 +56,13 @@ def cursor_line(sub: Subscription) -> bytes:
 
 
 def resync_line(sub: Subscription) -> bytes:
-    data = {
-        "sessionId": sub.session_id,
-        "reason": "ring_evicted",
-        "lastDeliveredId": sub.cursor,
-        "earliestAvailableId": sub.ring.first_id,
-    }
-    return notification_bytes("_qwen/notify", {"kind": "state_resync_required", "data": data})
+    return resync_notice(sub.session_id, resync("ring_evicted", sub.cursor, sub.ring.first_id))
+
+
+def resync_notice(session_id: str, data: dict[str, Any]) -> bytes:
+    """``state_resync_required`` for one ACP client."""
+    told = {"sessionId": session_id, **data}
+    return notification_bytes(NOTIFY, {"kind": "state_resync_required", "data": told})
 
 
 def ws_outlet(wakeup: Wakeup, *, cursor: bool = False) -> Outlet:
@@ -153,6 +155,4 @@ class Pump:
 
     def _warn(self, blocked: float) -> None:
         data = {"reason": "slow_reader", "blockedMs": round(blocked * 1000)}
-        self.outlet.send(
-            notification_bytes("_qwen/notify", {"kind": "slow_client_warning", "data": data})
-        )
+        self.outlet.send(notification_bytes(NOTIFY, {"kind": "slow_client_warning", "data": data}))

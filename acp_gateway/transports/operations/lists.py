@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from pathlib import Path
 from typing import Any, Final
 
-from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime import session_control
 from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.session_catalog import AGENT, iso
 from acp_gateway.transports.operations.call import Call, bad_request
+from acp_gateway.transports.operations.cursors import bad_cursor, from_cursor, to_cursor
 from acp_gateway.transports.operations.daemon import workspace_id
 
 DEFAULT_PAGE: Final = 20
@@ -98,7 +96,7 @@ async def listing(call: Call) -> Any:
     page = found[:size]
     body: dict[str, Any] = {"sessions": page}
     if len(found) > size:
-        body["nextCursor"] = _cursor(_order(page[-1]))
+        body["nextCursor"] = to_cursor(json.dumps(_order(page[-1])))
     return body
 
 
@@ -115,22 +113,13 @@ def _size(value: Any) -> int:
         raise bad_request(f"`size` must be a number from 1 to {MAX_PAGE}", field="size") from None
 
 
-def _cursor(order: tuple[str, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(order).encode()).decode().rstrip("=")
-
-
 def _position(cursor: str | None) -> tuple[str, str] | None:
     if not cursor:
         return None
     try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        updated, session_id = json.loads(text)
+        updated, session_id = json.loads(from_cursor(cursor))
         if isinstance(updated, str) and isinstance(session_id, str):
             return updated, session_id
-    except (binascii.Error, ValueError, TypeError):
+    except (ValueError, TypeError):
         pass
-    raise GatewayError(
-        ErrorKind.INVALID_CURSOR,
-        "The cursor is not valid",
-        remedy="use the nextCursor of the page before, or leave it out",
-    )
+    raise bad_cursor("use the nextCursor of the page before, or leave it out")

@@ -1,7 +1,7 @@
 """Votes on permission requests over HTTP, and the audit of what was asked and answered.
 
-Order of the checks: the shape of the vote, the client id's syntax (before this), the session, the
-request, the client's registration, then the mediator.
+Order of the checks: the shape of the vote, the client id's syntax, the session, the request, the
+client's registration, then the mediator.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ async def vote(call: Call) -> Any:
     _check_outcome(body)
     _ = call.caller.client_id  # its syntax comes before the session
     session = call.manager.get(call.text("sessionId") or "")
-    return _vote(call, session.id, session.id, body)
+    return _vote(call, session.id, body)
 
 
 async def vote_anywhere(call: Call) -> Any:
     """In the older URL, which does not name the session."""
     body = dict(call.params)
     _check_outcome(body)
-    return _vote(call, None, call.manager.desk.session_of(call.text("requestId") or ""), body)
+    return _vote(call, None, body)
 
 
 def _check_outcome(body: dict[str, Any]) -> None:
@@ -41,15 +41,13 @@ def _check_outcome(body: dict[str, Any]) -> None:
     )
 
 
-def _vote(
-    call: Call, named: str | None, session_id: str | None, body: dict[str, Any]
-) -> dict[str, Any]:
+def _vote(call: Call, named: str | None, body: dict[str, Any]) -> dict[str, Any]:
     manager, caller = call.manager, call.caller
     request_id = call.text("requestId") or ""
     known = manager.desk.session_of(request_id)
     if known is None or (named is not None and known != named):
         raise _not_found(request_id, named)
-    session = manager.sessions.get(session_id or "")
+    session = manager.sessions.get(known)
     if session is not None:
         session.parties.check(caller.client_id, caller.binding, session.id)
     members = {key: body[key] for key in _PASSED_ON if key in body}

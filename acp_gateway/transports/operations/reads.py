@@ -6,8 +6,6 @@ knows from standard ACP, in the same shape.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from typing import Any, Final
 
@@ -18,6 +16,7 @@ from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.session_catalog import iso
 from acp_gateway.runtime.session_control import ask_qwen, is_user_question
 from acp_gateway.transports.operations.call import Call, Reply, bad_request
+from acp_gateway.transports.operations.cursors import bad_cursor, from_cursor, to_cursor
 from acp_gateway.transports.operations.daemon import NO_STORE
 from acp_gateway.transports.operations.lists import summary
 
@@ -142,8 +141,7 @@ async def stats(call: Call) -> Any:
 
 def _tools(session: Session) -> dict[str, Any]:
     """Counted from the conversation as it is kept."""
-    ring = session.ring
-    told = updates(session.transcript.entries(), ring.read(ring.first_id - 1, ring.last_id))
+    told = updates(session.transcript.entries(), session.ring.records)
     calls = [each for _, each in told if each.get("sessionUpdate") == "tool_call"]
     states = [each.get("status") for each in calls]
     return {
@@ -206,8 +204,7 @@ async def transcript(call: Call) -> Any:
     """The conversation so far, in pages: every member of ``events`` is the ACP update itself."""
     session = call.session()
     limit = _limit(call.params.get("limit"), MAX_EVENTS)
-    ring = session.ring
-    told = updates(session.transcript.entries(), ring.read(ring.first_id - 1, ring.last_id))
+    told = updates(session.transcript.entries(), session.ring.records)
     after = _after(call.text("cursor"), session.epoch)
     rest = [each for each in told if each[0] > after]
     page = rest[:limit]
@@ -220,7 +217,7 @@ async def transcript(call: Call) -> Any:
     }
     if len(rest) > len(page):
         text = f"{session.epoch}:{page[-1][0]}"
-        body["nextCursor"] = base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        body["nextCursor"] = to_cursor(text)
     if session.transcript.truncated:
         body["partial"] = True
     return body
@@ -244,14 +241,9 @@ def _after(cursor: str | None, epoch: str) -> int:
     if not cursor:
         return 0
     try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        of, _, number = text.rpartition(":")
+        of, _, number = from_cursor(cursor).rpartition(":")
         if of == epoch:
             return int(number)
-    except (binascii.Error, ValueError):
+    except ValueError:
         pass
-    raise GatewayError(
-        ErrorKind.INVALID_CURSOR,
-        "The cursor is not valid",
-        remedy="begin again without one: it belongs to another life of the session",
-    )
+    raise bad_cursor("begin again without one: it belongs to another life of the session")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-import structlog
 import trio
 
 from acp_gateway.core.replay import replay
@@ -17,8 +16,6 @@ from acp_gateway.runtime.session import How, Session
 from acp_gateway.runtime.session_catalog import iso
 from acp_gateway.runtime.sessions import checked_session_id
 from acp_gateway.transports.operations.call import Call, bad_request
-
-log = structlog.get_logger("acp_gateway.operations")
 
 MAX_DELETED: Final = 100
 MAX_NAME: Final = 256
@@ -71,7 +68,9 @@ async def create(call: Call) -> Any:
         return body
     session.labels = labels
     try:
-        return body | labels | await _wishes(session, mode, params.get("modelServiceId"), client_id)
+        model = params.get("modelServiceId")
+        missed = await session_control.apply_wishes(session, mode, model, client_id)
+        return body | labels | missed
     except trio.Cancelled:
         # The caller has hung up before it knew of the session.
         session.parties.leave(client_id)
@@ -84,22 +83,6 @@ def _join(call: Call, session: Session) -> str:
     """The caller's id in the session, which is used from now on."""
     session.touch()
     return session.parties.join(call.caller.client_id, call.caller.binding)
-
-
-async def _wishes(session: Session, mode: Any, model: Any, client_id: str) -> dict[str, bool]:
-    """Mode and model that a new session is to begin with; what could not be had is told."""
-    missed = {}
-    if mode is not None:
-        try:
-            await session_control.set_mode(session, mode, client_id)
-        except GatewayError:
-            missed["approvalModeApplied"] = False
-    if isinstance(model, str) and model:
-        try:
-            await session_control.set_model(session, model, client_id)
-        except GatewayError:
-            missed["modelApplied"] = False
-    return missed
 
 
 def _cwd(call: Call) -> str:
@@ -146,10 +129,9 @@ async def load(call: Call) -> Any:
     boundary = session.ring.last_id
     if session.queue.running is not None:
         boundary = session.queue.running.first_event
-    history = session.transcript.entries()
     finished, unfinished = replay(
-        history,
-        session.ring.read(session.ring.first_id - 1, session.ring.last_id),
+        session.transcript.entries(),
+        session.ring.records,
         boundary,
         frozenset(each.request_id for each in session.questions),
     )
@@ -179,14 +161,13 @@ async def _restored(call: Call, how: How) -> tuple[Session, dict[str, Any]]:
     attached = live is not None and live.over is None and live.has_agent
     asked = {"sessionId": session_id, "cwd": _cwd(call), "mcpServers": []}
     profile = profile_of(call)
-    if live is None and call.params.get("agent") is None:
-        profile = await manager.catalog.keeper_of(session_id, profile)
-    if live is None and call.params.get("cwd") is None:
-        # A stored session knows its own directory.
-        known = await manager.catalog.directory_of(session_id, profile)
-        asked["cwd"] = known or asked["cwd"]
-    elif live is not None and call.params.get("cwd") is None:
-        asked["cwd"] = str(live.cwd)
+    placed = call.params.get("cwd") is not None
+    if live is not None:
+        asked["cwd"] = asked["cwd"] if placed else str(live.cwd)
+    elif not placed or (len(manager.profiles) > 1 and call.params.get("agent") is None):
+        # A stored session knows its own agent and directory.
+        profile, known = await _locate(call, session_id)
+        asked["cwd"] = asked["cwd"] if placed else known or asked["cwd"]
     try:
         session = await manager.open(how, asked, profile)
     except GatewayError as exc:
@@ -209,6 +190,13 @@ async def _restored(call: Call, how: How) -> tuple[Session, dict[str, Any]]:
     return session, body
 
 
+async def _locate(call: Call, session_id: str) -> tuple[AgentProfile, str | None]:
+    """Where a session is stored: with the agent that the body names, else with any."""
+    named = call.params.get("agent") is not None
+    others = () if named else tuple(call.manager.profiles.values())
+    return await call.manager.catalog.locate(session_id, profile_of(call), others)
+
+
 async def branch(call: Call) -> Any:
     source = call.session()
     if source.queue.running is not None or source.queue.waiting:
@@ -225,7 +213,7 @@ async def branch(call: Call) -> Any:
     client_id = session.parties.join(None, call.caller.binding)
     finished, journal = replay(
         session.transcript.entries(),
-        session.ring.read(session.ring.first_id - 1, session.ring.last_id),
+        session.ring.records,
         0,
         frozenset(),
     )
@@ -317,14 +305,12 @@ async def delete_many(call: Call) -> Any:
     errors: list[dict[str, str]] = []
     standard = profile_of(call)
     for session_id in dict.fromkeys(ids):
-        live = session_id in call.manager.sessions
         profile = standard
-        if not live and call.params.get("agent") is None:
-            profile = await call.manager.catalog.keeper_of(session_id, standard)
-        stored = await call.manager.catalog.directory_of(session_id, profile)
-        if not live and stored is None:
-            missing.append(session_id)
-            continue
+        if session_id not in call.manager.sessions:
+            profile, stored = await _locate(call, session_id)
+            if stored is None:
+                missing.append(session_id)
+                continue
         try:
             await call.manager.delete(session_id, {"sessionId": session_id}, profile)
             removed.append(session_id)

@@ -24,7 +24,7 @@ import trio
 from acp_gateway.core.envelope import synthetic
 from acp_gateway.core.lag import Lag
 from acp_gateway.core.outlet import Outlet, Slot, Subscription
-from acp_gateway.core.resume import Replay, plan_replay
+from acp_gateway.core.resume import Replay, plan_replay, resync
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.feed import Feed
 from acp_gateway.runtime.session import Session
@@ -118,11 +118,7 @@ class EventStream:
         self._put(_frame("replay_complete", plan.complete), self._live_from)
 
     def _fell_behind(self, sub: Subscription) -> bytes:
-        data = {
-            "reason": "ring_evicted",
-            "lastDeliveredId": sub.cursor,
-            "earliestAvailableId": sub.ring.first_id,
-        }
+        data = resync("ring_evicted", sub.cursor, sub.ring.first_id)
         return _frame("state_resync_required", data)
 
     # ---- live -----------------------------------------------------------------------------------

@@ -130,8 +130,16 @@ def json_response(body: Any, status: int = 200) -> Response:
 def error_response(exc: GatewayError) -> Response:
     status, body = exc.to_http()
     response = json_response(body, status)
-    if status in (429, 503) or (status == 409 and exc.kind.retryable):
-        response.headers["retry-after"] = RETRY_AFTER
-    if status == 401 and exc.kind is ErrorKind.AUTH_REQUIRED:
-        response.headers["www-authenticate"] = "Bearer"
+    for name, value in error_headers(exc):
+        response.headers[name] = value
     return response
+
+
+def error_headers(exc: GatewayError) -> list[tuple[str, str]]:
+    """What the answer says beside its body: when to try again, how to sign in."""
+    status, headers = exc.kind.http_status, []
+    if status in (429, 503) or (status == 409 and exc.kind.retryable):
+        headers.append(("retry-after", RETRY_AFTER))
+    if exc.kind is ErrorKind.AUTH_REQUIRED:
+        headers.append(("www-authenticate", "Bearer"))
+    return headers
