@@ -7,6 +7,7 @@ unread. Synthetic frames, which belong to one stream and not to the session, hav
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import msgspec
 from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.protocol.events import AGENT_NOTIFICATION
 from acp_gateway.wire.json_codec import dumps
-from acp_gateway.wire.jsonrpc import notice_data, open_line
+from acp_gateway.wire.jsonrpc import notice_data, open_line, params_of
 
 NOTIFY: Final = "_qwen/notify"
 """The ACP notification that carries the gateway's own events."""
@@ -30,23 +31,31 @@ def event_type(record: Record) -> str:
 
 def envelope(record: Record) -> bytes:
     """One event as JSON on one line."""
-    return b"".join(_parts(record))
+    return b"".join(_parts(record, event_type(record).encode()))
 
 
-def _parts(record: Record) -> tuple[bytes, ...]:
+def sse_envelopes(records: Sequence[Record]) -> list[bytes]:
+    """Records as server-sent events: ``id:``, ``event:``, one ``data:`` line with the envelope."""
+    parts: list[bytes] = []
+    for record in records:
+        kind = event_type(record).encode()
+        parts.append(b"id: %d\nevent: %b\ndata: " % (record.id, kind))
+        parts += _parts(record, kind)
+        parts.append(b"\n\n")
+    return parts
+
+
+def _parts(record: Record, kind: bytes) -> tuple[bytes, ...]:
     return (
-        b'{"id":%d,"v":1,"type":"' % record.id,
-        event_type(record).encode(),
-        b'","data":',
+        b'{"id":%d,"v":1,"type":"%b","data":' % (record.id, kind),
         _data(record),
-        _whose(record.prompt_id, record.client),
-        b',"_meta":{"serverTimestamp":%d}}' % int(record.time * 1000),
+        _tail(record.prompt_id, record.client, record.time),
     )
 
 
 def _data(record: Record) -> bytes:
     if record.kind is not Kind.NOTICE:
-        return bytes(open_line(record.line).params)
+        return params_of(record.line)
     if record.name.startswith("_"):
         line = open_line(record.line)
         told = {"sessionId": line.params_object().get("sessionId"), "method": line.method}
@@ -55,13 +64,13 @@ def _data(record: Record) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _whose(prompt_id: str | None, client: str | None) -> bytes:
+def _tail(prompt_id: str | None, client: str | None, time: float) -> bytes:
     text = b""
     if prompt_id is not None:
         text += b',"promptId":' + dumps(prompt_id)
     if client is not None:
         text += b',"originatorClientId":' + dumps(client)
-    return text
+    return text + b',"_meta":{"serverTimestamp":%d}}' % int(time * 1000)
 
 
 def synthetic(kind: str, data: dict[str, Any], time: float) -> bytes:

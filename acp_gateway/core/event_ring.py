@@ -8,12 +8,15 @@ cursor. Nothing after ``floor`` (the slowest progressing reader) is dropped; bey
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from operator import attrgetter
 from typing import Final, TypeAlias
 
-Framing: TypeAlias = Callable[["Record"], bytes]
+import msgspec
+
+Framing: TypeAlias = Callable[[Sequence["Record"]], list[bytes]]
+"""Records as a transport sends them: bytes to be written one behind the other."""
 
 BLOCK: Final = 64
 """Reads stop at multiples of this id, so that readers at different places share joined bytes."""
@@ -33,36 +36,27 @@ class Kind(IntEnum):
     """An event of the gateway (``_qwen/notify``) or an extension notification of the agent."""
 
 
-class Record:
-    """One event. ``line`` is the ACP notification as JSON bytes without a line end."""
+class Record(msgspec.Struct, gc=False, eq=False):
+    """One event. ``line`` is the ACP notification as JSON bytes without a line end.
 
-    __slots__ = ("client", "end", "id", "kind", "line", "name", "origin", "prompt_id", "time")
+    A struct that the cyclic garbage collector never looks at: a ring holds thousands.
+    """
 
-    def __init__(
-        self,
-        kind: Kind,
-        name: str,
-        line: bytes,
-        time: float,
-        prompt_id: str | None = None,
-        origin: str | None = None,
-        client: str | None = None,
-    ) -> None:
-        self.id = 0
-        self.kind = kind
-        self.name = name
-        """The update kind (``agent_message_chunk`` …), the event type of a notice, or the method of
-        an agent's extension notification (begins with ``_``)."""
-        self.line = line
-        self.time = time
-        """Unix time in seconds."""
-        self.prompt_id = prompt_id
-        self.origin = origin
-        """The connection that sent what is echoed; it does not get the echo back."""
-        self.client = client
-        """Id of the client that caused it; None for anonymous ones and the gateway itself."""
-        self.end = 0
-        """Bytes of all records up to and with this one."""
+    kind: Kind
+    name: str
+    """The update kind (``agent_message_chunk`` …), the event type of a notice, or the method of
+    an agent's extension notification (begins with ``_``)."""
+    line: bytes
+    time: float
+    """Unix time in seconds."""
+    prompt_id: str | None = None
+    origin: str | None = None
+    """The connection that sent what is echoed; it does not get the echo back."""
+    client: str | None = None
+    """Id of the client that caused it; None for anonymous ones and the gateway itself."""
+    id: int = 0
+    end: int = 0
+    """Bytes of all records up to and with this one."""
 
 
 class EventRing:
@@ -75,20 +69,19 @@ class EventRing:
         self.max_events = max_events
         self.max_bytes = max_bytes
         self.last_id = 0
+        self.first_id = 1
+        """Id of the oldest kept record; ``last_id + 1`` when none is kept."""
         self.total_bytes = 0
         """Bytes ever appended."""
         self._on_evict = on_evict
         self._records: list[Record] = []
         self._evicted_bytes = 0
+        self._owned: list[int] = []
+        """Ids of kept records that have an origin; few."""
         self._joined: dict[tuple[Framing, int, int], bytes] = {}
 
     def __len__(self) -> int:
         return len(self._records)
-
-    @property
-    def first_id(self) -> int:
-        """Id of the oldest kept record; ``last_id + 1`` when none is kept."""
-        return self.last_id - len(self) + 1
 
     @property
     def kept_bytes(self) -> int:
@@ -103,7 +96,38 @@ class EventRing:
         self.last_id = record.id = self.last_id + 1
         self.total_bytes = record.end = self.total_bytes + len(record.line)
         self._records.append(record)
+        if record.origin is not None:
+            self._owned.append(record.id)
         return record.id
+
+    def extend(
+        self,
+        lines: Sequence[bytes],
+        name: str,
+        time: float,
+        prompt_id: str | None,
+        client: str | None,
+    ) -> int:
+        """`append` for a run of the agent's updates that differ in nothing but their lines; gives
+        their bytes."""
+        number, end, update = self.last_id, self.total_bytes, Kind.UPDATE
+        self._records += [
+            Record(
+                update,
+                name,
+                line,
+                time,
+                prompt_id,
+                None,
+                client,
+                number := number + 1,
+                end := end + len(line),
+            )
+            for line in lines
+        ]
+        grown = end - self.total_bytes
+        self.last_id, self.total_bytes = number, end
+        return grown
 
     def trim(self, floor: int, max_bytes: int | None = None) -> None:
         """Evict down to the caps, but nothing with an id above ``floor``."""
@@ -119,6 +143,9 @@ class EventRing:
         evicted = records[:count]
         del records[:count]
         self._evicted_bytes = evicted[-1].end
+        self.first_id += count
+        while self._owned and self._owned[0] <= evicted[-1].id:
+            del self._owned[0]
         if self._on_evict is not None:
             self._on_evict(evicted)
 
@@ -128,19 +155,20 @@ class EventRing:
             return 0
         if cursor < self.first_id:
             return self.kept_bytes
-        return self.total_bytes - self._at(cursor).end
+        return self.total_bytes - self._start_of(cursor)
 
     def stop_within(self, start: int, budget: int) -> int:
         """The last id of a read behind ``start`` that has at most ``budget`` bytes; one record
         always passes."""
         if start >= self.last_id:
             return self.last_id
-        before = self._evicted_bytes if start < self.first_id else self._at(start).end
-        fitting = bisect_right(self._records, before + budget, key=_END)
+        fitting = bisect_right(self._records, self._start_of(start) + budget, key=_END)
         return max(self.first_id + fitting - 1, max(start + 1, self.first_id))
 
-    def _at(self, id: int) -> Record:
-        return self._records[id - self.first_id]
+    def _start_of(self, cursor: int) -> int:
+        """Bytes of all records up to ``cursor``, or before the ring."""
+        at = cursor - self.first_id
+        return self._evicted_bytes if at < 0 else self._records[at].end
 
     @property
     def records(self) -> list[Record]:
@@ -155,37 +183,33 @@ class EventRing:
 
     def read_framed(
         self, cursor: int, stop: int, framing: Framing, budget: int, skip_origin: str | None = None
-    ) -> tuple[bytes, int]:
+    ) -> tuple[list[bytes], int]:
         """One batch of framed records after ``cursor`` and the cursor behind it.
 
-        A batch ends at ``stop``, at a multiple of `BLOCK`, or once it has ``budget`` bytes (which
-        is more than 0).
+        A batch ends at ``stop``, at a multiple of `BLOCK`, or before it has more than ``budget``
+        bytes of records; one record always passes.
         ``skip_origin`` leaves out echoes of what that connection itself sent.
         """
         stop = min(stop, (cursor // BLOCK + 1) * BLOCK, self.last_id)
-        key = (framing, cursor, stop)
-        shared = self._joined.get(key)
-        if shared is not None and len(shared) <= budget:
-            return shared, stop
-        parts: list[bytes] = []
-        size = 0
+        if cursor >= stop:
+            return [], stop
         # A batch with somebody's echo differs from reader to reader and is never shared.
-        shareable = True
-        for record in self.read(cursor, stop):
-            if size >= budget:
-                stop = record.id - 1
-                shareable = False
-                break
-            if record.origin is not None:
-                shareable = False
-                if record.origin == skip_origin:
-                    continue
-            frame = framing(record)
-            size += len(frame)
-            parts.append(frame)
-        data = b"".join(parts)
-        if shareable and size <= _SHARED_BYTES:
-            if len(self._joined) >= _SHARED_BLOCKS:
-                del self._joined[next(iter(self._joined))]
-            self._joined[key] = data
-        return data, stop
+        shareable = not self._owned or self._unowned(cursor, stop)
+        if self._records[stop - self.first_id].end - self._start_of(cursor) > budget:
+            stop = self.stop_within(cursor, budget)
+            shareable = False
+        if not shareable:
+            found = self.read(cursor, stop)
+            return framing([r for r in found if r.origin is None or r.origin != skip_origin]), stop
+        key = (framing, cursor, stop)
+        data = self._joined.get(key)
+        if data is None:
+            data = b"".join(framing(self.read(cursor, stop)))
+            if len(data) <= _SHARED_BYTES:
+                if len(self._joined) >= _SHARED_BLOCKS:
+                    del self._joined[next(iter(self._joined))]
+                self._joined[key] = data
+        return [data] if data else [], stop
+
+    def _unowned(self, cursor: int, stop: int) -> bool:
+        return bisect_right(self._owned, cursor) == bisect_right(self._owned, stop)

@@ -249,9 +249,9 @@ class Outlet:
         size = 0
         if sub.history:
             while sub.history and size < budget:
-                framed = self._frame(sub.history.popleft())
-                size += len(framed)
-                yield framed
+                line = self._frame(sub.history.popleft())
+                size += len(line)
+                yield line
             if sub.history:
                 return
             # The client learns where its history ends and the ring begins.
@@ -273,10 +273,10 @@ class Outlet:
                 origin = sub.origin
                 if sub.cursor < sub.own_from:
                     origin, stop = None, min(stop, sub.own_from)
-                data, sub.cursor = ring.read_framed(
+                framed, sub.cursor = ring.read_framed(
                     sub.cursor, stop, self._framing, budget - size, origin
                 )
-                if data:  # empty when all of it was this client's own echo
+                for data in framed:
                     size += len(data)
                     yield data
                 continue
@@ -290,9 +290,9 @@ class Outlet:
                 self.waiting_bytes -= len(slot.data)
                 self.waiting_messages -= 1
                 self._note_sent(sub, slot, slot.data)
-                framed = self._frame(slot.data)
-                size += len(framed)
-                yield framed
+                answer = self._frame(slot.data)
+                size += len(answer)
+                yield answer
             elif slot.done:
                 sub.slots.popleft()
             else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice, takewhile
 from typing import Any, Final
 
 from acp_gateway.core.event_ring import Kind, Record
@@ -29,6 +30,8 @@ _STATES: Final = frozenset(
 """Each replaces the one before; they stand beside the conversation and do not end a run of chunks
 (some agents tell their usage with every chunk)."""
 _REPLACING: Final = _STATES | {"plan"}
+_BLOCK: Final = 64
+"""Records that are looked at together."""
 MAX_MERGED: Final = 512 * 1024
 """Bytes of a merged message: a known client dies on a message over 1 MiB."""
 
@@ -51,10 +54,9 @@ class Transcript:
 
     def add(self, records: Sequence[Record]) -> None:
         """Records that left the ring, oldest first."""
-        for record in records:
-            if record.kind is not Kind.NOTICE:
-                self._raw.append(record)
-                self._raw_bytes += len(record.line)
+        told = [record for record in records if record.kind is not Kind.NOTICE]
+        self._raw += told
+        self._raw_bytes += sum([len(record.line) for record in told])
         if self._raw_bytes > self.max_bytes // 4:
             # As many again as came in: all at once would hold up every session of the daemon.
             self._compact(2 * len(records), self.max_bytes // 2)
@@ -77,33 +79,33 @@ class Transcript:
     def _compact(self, least: int, raw_bytes: int) -> None:
         """Fold ``least`` records, and more while over ``raw_bytes`` wait raw."""
         changed: set[_Entry] = set()
-        while self._raw and (least > 0 or self._raw_bytes > raw_bytes):
-            least -= 1
-            record = self._raw.popleft()
-            self._raw_bytes -= len(record.line)
-            if record.name not in _CHUNKS or not self._merge(record):
-                self._fold(record, changed)
+        raw = self._raw
+        while raw and (least > 0 or self._raw_bytes > raw_bytes):
+            taken = self._merge(list(islice(raw, _BLOCK)), changed)
+            for _ in range(taken):
+                self._raw_bytes -= len(raw.popleft().line)
+            least -= taken
         for entry in changed:
             # A tool call sends its output again and again: only the last state counts.
             self._resize(entry, len(entry.line()))
         if self._entry_bytes > self.max_bytes:
             self._drop()
 
-    def _merge(self, record: Record) -> bool:
-        """Append a chunk's text to the run that it belongs to, as it is encoded.
+    def _merge(self, block: list[Record], changed: set[_Entry]) -> int:
+        """Take in records from the beginning of the block; gives how many, at least one.
 
-        Most chunks of a run differ in nothing but a text without quotes: they are compared as
-        bytes and not decoded. What is not so goes through `_fold`.
+        Most chunks of a run differ in nothing but their text: they are joined as bytes, many at
+        once, and not decoded. What is not so goes through `_fold`.
         """
         run = self._run
-        if run is None or run.size + len(record.line) > MAX_MERGED:
-            return False
-        grown = run.append_like(record.line)
-        if grown is None:
-            return False
-        run.last = record
-        self._resize(run, run.size + grown)
-        return True
+        if run is not None and block[0].name in _CHUNKS:
+            alike, grown = run.append_like([record.line for record in block])
+            if alike:
+                run.last = block[alike - 1]
+                self._resize(run, run.size + grown)
+                return alike
+        self._fold(block[0], changed)
+        return 1
 
     def _fold(self, record: Record, changed: set[_Entry]) -> None:
         line = record.line
@@ -187,16 +189,24 @@ class _Entry:
             if found:
                 self._around = (head + b'"text":"', b'"' + tail)
 
-    def append_like(self, line: bytes) -> int | None:
-        """Append the text of a chunk that differs in nothing else; None when it is no such."""
+    def append_like(self, lines: list[bytes]) -> tuple[int, int]:
+        """Append the texts of the first of these chunks that differ in nothing else.
+
+        Gives how many, and the bytes of their texts.
+        """
         head, tail = self._around
-        if not line.startswith(head) or not line.endswith(tail):
-            return None
-        text = line[len(head) : len(line) - len(tail)]
-        if b'"' in text or text.endswith(b"\\"):
-            return None
+        begin, end = len(head), -len(tail)
+        texts = [each[begin:end] for each in lines if each.startswith(head) and each.endswith(tail)]
+        if len(texts) < len(lines):
+            alike = takewhile(lambda each: each.startswith(head) and each.endswith(tail), lines)
+            texts = [each[begin:end] for each in alike]
+        text = b"".join(texts)
+        if not texts:
+            return 0, 0
+        if self.size + len(text) > MAX_MERGED or not _is_inside_string(text):
+            return (0, 0) if len(texts) == 1 else self.append_like(lines[:1])
         self._text.append(text)
-        return len(text)
+        return len(texts), len(text)
 
     def merge(self, update: dict[str, Any]) -> int | None:
         """Append the text of another chunk; its encoded size, or None when it stays apart."""
@@ -236,6 +246,14 @@ class _Entry:
             self.update["content"]["text"] = loads(b'"' + first + b"".join(self._text) + b'"')
             self._text = []
         return dumps(self.message)
+
+
+def _is_inside_string(text: bytes) -> bool:
+    """Does a piece of valid JSON that begins inside a string also end there?"""
+    if b'"' not in text:
+        return True
+    # A run of backslashes begins at an escape, so that pairs may be taken from the left.
+    return b'"' not in text.replace(b"\\\\", b"").replace(b'\\"', b"")
 
 
 def _mergeable_text(update: dict[str, Any]) -> str | None:

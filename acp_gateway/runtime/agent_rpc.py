@@ -22,7 +22,7 @@ from acp_gateway.wire.jsonrpc import (
     Line,
     notification_bytes,
     open_line,
-    peek_update,
+    peek_updates,
     request_bytes,
 )
 
@@ -37,7 +37,7 @@ EARLY_BYTES: Final = 8 * 1024 * 1024
 class AgentLink(Protocol):
     """What a host tells a session; all calls are synchronous and in wire order."""
 
-    def on_update(self, line: bytes, kind: str, now: float) -> None: ...
+    def on_updates(self, lines: list[bytes], kind: str, now: float) -> None: ...
     def on_agent_request(self, host: AgentRpc, id: bytes, method: str, params: Any) -> None: ...
     def on_agent_notification(self, method: str, params: dict[str, Any], line: bytes) -> None: ...
     def wake(self) -> None: ...
@@ -169,16 +169,16 @@ class AgentRpc:
         now = time.time()
         touched: set[AgentLink] = set()
         sessions = self.sessions
-        for line in lines:
-            peeked = peek_update(line)
-            if peeked is None:
-                self._handle_other(line, now, touched)
+        for update, run in peek_updates(lines):
+            if update is None:
+                self._handle_other(run[0], now, touched)
                 continue
-            link = sessions.get(peeked[0])
+            session_id, kind = update
+            link = sessions.get(session_id)
             if link is None:
-                self._keep_early(peeked[0], line, peeked[1])
+                self._keep_early(session_id, run, kind)
             else:
-                link.on_update(line, peeked[1], now)
+                link.on_updates(run, kind, now)
                 touched.add(link)
         return touched
 
@@ -214,7 +214,7 @@ class AgentRpc:
             update = params.get("update")
             if link is not None and isinstance(update, dict):
                 clean = dumps({"jsonrpc": "2.0", "method": "session/update", "params": params})
-                link.on_update(clean, str(update.get("sessionUpdate", "")), now)
+                link.on_updates([clean], str(update.get("sessionUpdate", "")), now)
         elif message.method == "$/cancel_request":
             for each in set(self.sessions.values()):
                 each.on_agent_notification(message.method, params, line)
@@ -244,7 +244,7 @@ class AgentRpc:
                 None, AgentError({"code": -32603, "message": "the agent's answer is empty"})
             )
 
-    def _keep_early(self, session_id: str, line: bytes, kind: str) -> None:
+    def _keep_early(self, session_id: str, lines: list[bytes], kind: str) -> None:
         # Updates of a session may come before the answer that names it. When none is awaited they
         # are of a session that has been closed.
         if not any(call.method in _OPENING for call in self._calls.values()):
@@ -253,10 +253,11 @@ class AgentRpc:
             return
         if len(self._early) >= EARLY_SESSIONS and session_id not in self._early:
             return
-        if self._early_bytes + len(line) > EARLY_BYTES:
-            return
-        self._early_bytes += len(line)
-        self._early.setdefault(session_id, []).append((line, kind))
+        for line in lines:
+            if self._early_bytes + len(line) > EARLY_BYTES:
+                return
+            self._early_bytes += len(line)
+            self._early.setdefault(session_id, []).append((line, kind))
 
     def adopt(self, session_id: str, link: AgentLink) -> None:
         """Route this session's messages to ``link``; what came before its answer is delivered."""
@@ -264,7 +265,7 @@ class AgentRpc:
         now = time.time()
         for line, kind in self._early.pop(session_id, ()):
             self._early_bytes -= len(line)
-            link.on_update(line, kind, now)
+            link.on_updates([line], kind, now)
 
     def release(self, session_id: str, link: AgentLink) -> None:
         if self.sessions.get(session_id) is link:

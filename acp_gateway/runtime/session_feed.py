@@ -14,7 +14,7 @@ import trio
 from acp_gateway.config import Settings
 from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.core.outlet import Subscription
-from acp_gateway.core.text_split import split_update
+from acp_gateway.core.text_split import SPLIT_BYTES, split_update
 from acp_gateway.core.transcript import Transcript
 from acp_gateway.core.turn_queue import Turn, TurnQueue
 from acp_gateway.runtime.feed import Feed
@@ -48,6 +48,11 @@ _WORKSPACE_WIDE: Final = frozenset(
 
 def _nobody(kind: str, data: dict[str, Any], client: str | None) -> None:
     """Tell no one."""
+
+
+def _clean(line: bytes) -> bytes:
+    """UTF-8 without CR, which ends a line of SSE: between tokens any white space will do."""
+    return valid_utf8(line).replace(b"\r", b" ")
 
 
 class ClientGone(Exception):
@@ -102,28 +107,28 @@ class SessionFeed(Feed):
 
     # ---- events ---------------------------------------------------------------------------------
 
-    def on_update(self, line: bytes, kind: str, now: float) -> None:
-        """A ``session/update`` of the agent: into the ring, nothing awaited."""
+    def on_updates(self, lines: list[bytes], kind: str, now: float) -> None:
+        """A run of ``session/update`` of the agent: into the ring, nothing awaited."""
         if kind in _NOTED:
-            self.state.note(kind, line)
+            for line in lines:
+                self.state.note(kind, line)
         if self._muted or self.sealed:
             return
-        if not line.isascii():
-            line = valid_utf8(line)
-        if b"\r" in line:
-            line = line.replace(b"\r", b" ")  # white space between tokens; SSE ends lines at CR
+        block = lines[0] if len(lines) == 1 else b"".join(lines)
+        if not block.isascii() or b"\r" in block:
+            lines = [_clean(line) for line in lines]
         if self.agent_id != self.id:
-            message = loads(line)
-            message["params"]["sessionId"] = self.id
-            line = dumps(message)
+            lines = [self._renamed(line) for line in lines]
+        if len(block) > SPLIT_BYTES:
+            lines = [part for line in lines for part in split_update(line, kind)]
         running = self.queue.running
         prompt_id, client = (None, None) if running is None else (running.prompt_id, running.client)
-        if len(line) > 512 * 1024:
-            for part in split_update(line, kind):
-                self.append(Record(Kind.UPDATE, kind, part, now, prompt_id, None, client))
-            return
-        self.ring.append(Record(Kind.UPDATE, kind, line, now, prompt_id, None, client))
-        self._budget.total += len(line)
+        self._budget.total += self.ring.extend(lines, kind, now, prompt_id, client)
+
+    def _renamed(self, line: bytes) -> bytes:
+        message = loads(line)
+        message["params"]["sessionId"] = self.id
+        return dumps(message)
 
     def echo(self, turn: Turn) -> None:
         """The user's message, as its turn starts; everybody gets it but who sent it."""

@@ -26,7 +26,7 @@ from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.transports.acp_agent import AcpConnection
 from acp_gateway.transports.connection import Context
 from acp_gateway.transports.hub import Hub
-from acp_gateway.transports.outlets import Pump, sse_outlet, sse_record, sse_record_for_qwen
+from acp_gateway.transports.outlets import Pump, sse_outlet, sse_records, sse_records_for_qwen
 from acp_gateway.transports.sse_writer import Send, SseWriter
 from acp_gateway.wire.frames import SSE_KEEPALIVE, parse_last_event_id
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
@@ -78,7 +78,7 @@ def plain_error(status: int, code: str, message: str, remedy: str | None = None)
 class _Stream:
     """One outlet with at most one GET that reads it."""
 
-    def __init__(self, framing: Framing = sse_record) -> None:
+    def __init__(self, framing: Framing = sse_records) -> None:
         self.wakeup = Wakeup()
         self.outlet = sse_outlet(self.wakeup, framing)
         self.reader: trio.CancelScope | None = None
@@ -113,7 +113,7 @@ class HttpPeer(AcpConnection):
     def stream_of(self, session_id: str | None) -> _Stream:
         stream = self.streams.get(session_id)
         if stream is None:
-            stream = _Stream(sse_record_for_qwen if self.is_qwen_sdk else sse_record)
+            stream = _Stream(sse_records_for_qwen if self.is_qwen_sdk else sse_records)
             self.streams[session_id] = stream
         return stream
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
 
 from acp_gateway.config import MIB
-from acp_gateway.core.envelope import NOTIFY, envelope, event_type
+from acp_gateway.core.envelope import NOTIFY
 from acp_gateway.core.event_ring import Framing, Record
 from acp_gateway.core.outlet import Outlet, Subscription
 from acp_gateway.core.resume import resync
 from acp_gateway.protocol.events import PERMISSION_REQUEST
 from acp_gateway.runtime.wakeup import Wakeup
-from acp_gateway.wire.frames import sse_event, sse_message, ws_text
+from acp_gateway.wire.frames import sse_message, ws_head, ws_text
 from acp_gateway.wire.jsonrpc import notification_bytes
 
 MAX_WAITING = 64 * MIB
@@ -25,27 +25,26 @@ REMEMBERED = MIB
 """Answers and questions that a stream sends again after its ``Last-Event-ID``."""
 
 
-def ws_record(record: Record) -> bytes:
-    return ws_text(record.line)
+def ws_records(records: Sequence[Record]) -> list[bytes]:
+    parts: list[bytes] = []
+    for record in records:
+        line = record.line
+        parts += (ws_head(len(line)), line)
+    return parts
 
 
-def sse_record(record: Record) -> bytes:
-    return sse_message(record.line, record.id)
+def sse_records(records: Sequence[Record]) -> list[bytes]:
+    return [sse_message(record.line, record.id) for record in records]
 
 
-def sse_record_for_qwen(record: Record) -> bytes:
+def sse_records_for_qwen(records: Sequence[Record]) -> list[bytes]:
     """Qwen's client takes the request to vote for this event, and would show it twice."""
-    return b"" if record.name == PERMISSION_REQUEST else sse_record(record)
+    return sse_records([each for each in records if each.name != PERMISSION_REQUEST])
 
 
-def event_record(record: Record) -> bytes:
-    """An event of the daemon's own streams."""
-    return sse_event(envelope(record), event_type(record), record.id)
-
-
-def bare_record(record: Record) -> bytes:
+def bare_records(records: Sequence[Record]) -> list[bytes]:
     """Framed by somebody else, one message at a time."""
-    return record.line + b"\n"
+    return [record.line + b"\n" for record in records]
 
 
 def cursor_line(sub: Subscription) -> bytes:
@@ -67,7 +66,7 @@ def resync_notice(session_id: str, data: dict[str, Any]) -> bytes:
 
 def ws_outlet(wakeup: Wakeup, *, cursor: bool = False) -> Outlet:
     return Outlet(
-        ws_record,
+        ws_records,
         ws_text,
         wakeup.set,
         max_bytes=MAX_WAITING,
@@ -79,7 +78,7 @@ def ws_outlet(wakeup: Wakeup, *, cursor: bool = False) -> Outlet:
 def bare_outlet(wakeup: Wakeup) -> Outlet:
     """One message to a line; the server above frames each by itself."""
     return Outlet(
-        bare_record,
+        bare_records,
         lambda payload: payload + b"\n",
         wakeup.set,
         max_bytes=MAX_WAITING,
@@ -87,7 +86,7 @@ def bare_outlet(wakeup: Wakeup) -> Outlet:
     )
 
 
-def sse_outlet(wakeup: Wakeup, framing: Framing = sse_record) -> Outlet:
+def sse_outlet(wakeup: Wakeup, framing: Framing = sse_records) -> Outlet:
     return Outlet(
         framing,
         sse_message,

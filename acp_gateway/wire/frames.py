@@ -12,14 +12,21 @@ SSE_KEEPALIVE: Final = b":\n\n"
 """A comment line; clients ignore it (WHATWG server-sent events §9.2.6)."""
 
 
+_MEDIUM: Final = struct.Struct("!HH").pack
+
+
 def ws_text(payload: bytes) -> bytes:
     """An unfragmented, unmasked text frame, as a server sends it (RFC 6455 §5.2)."""
-    size = len(payload)
+    return ws_head(len(payload)) + payload
+
+
+def ws_head(size: int) -> bytes:
+    """What stands before the payload of such a frame."""
+    if 125 < size < 65536:
+        return _MEDIUM(0x817E, size)
     if size < 126:
-        return bytes((0x81, size)) + payload
-    if size < 65536:
-        return struct.pack("!BBH", 0x81, 126, size) + payload
-    return struct.pack("!BBQ", 0x81, 127, size) + payload
+        return bytes((0x81, size))
+    return struct.pack("!HQ", 0x817F, size)
 
 
 CLOSE_FRAME: Final = 0x88

@@ -6,6 +6,7 @@ v1). A boolean is not an id. Batches are not part of ACP v1 and are the caller's
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import attrs
@@ -105,19 +106,23 @@ def error_bytes(id: JsonId, error: dict[str, Any]) -> bytes:
 # ---- the peek at an agent's line ----------------------------------------------------------------
 
 
-class _Update(msgspec.Struct):
+class _Update(msgspec.Struct, gc=False):
     sessionUpdate: str = ""
 
 
-class _Params(msgspec.Struct):
+class _Params(msgspec.Struct, gc=False):
     sessionId: str = ""
     update: _Update | None = None
 
 
-class _Peek(msgspec.Struct):
+class _Peek(msgspec.Struct, gc=False):
     method: str = ""
-    id: msgspec.Raw = msgspec.Raw()
+    id: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     params: _Params | None = None
+
+
+class _Opened(msgspec.Struct, gc=False):
+    params: msgspec.Raw = msgspec.Raw()
 
 
 class Line(msgspec.Struct):
@@ -160,23 +165,59 @@ class _Notice(msgspec.Struct):
 
 
 _peek = msgspec.json.Decoder(_Peek).decode
+_params = msgspec.json.Decoder(_Opened).decode
 _notice = msgspec.json.Decoder(_Notice).decode
 _open = msgspec.json.Decoder(Line).decode
 
 
-def peek_update(line: bytes) -> tuple[str, str] | None:
-    """(sessionId, update kind) when ``line`` is a ``session/update`` notification, else None.
+Update: TypeAlias = tuple[str, str]
+"""(sessionId, update kind)"""
 
-    Checks the syntax of the whole line but builds nothing more than these two strings.
+
+def peek_updates(lines: Iterable[bytes]) -> list[tuple[Update | None, list[bytes]]]:
+    """Lines in runs of ``session/update`` notifications of the same session and kind.
+
+    None: a line by itself that is something else. Checks the syntax of each line but builds
+    nothing more than the two strings.
     """
+    runs: list[tuple[Update | None, list[bytes]]] = []
+    last: Update | None = None
+    run: list[bytes] = []
+    for line in lines:
+        try:
+            head = _peek(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            update = None
+        else:
+            params = head.params
+            if (
+                params is None
+                or params.update is None
+                or head.method != "session/update"
+                or head.id is not msgspec.UNSET
+            ):
+                update = None
+            else:
+                update = (params.sessionId, params.update.sessionUpdate)
+        if update is None or update != last:
+            run = []
+            runs.append((update, run))
+            last = update
+        run.append(line)
+    return runs
+
+
+def peek_update(line: bytes) -> Update | None:
+    """What `peek_updates` tells of one line."""
+    return peek_updates((line,))[0][0]
+
+
+def params_of(line: bytes) -> bytes:
+    """The JSON of ``params`` in a line that was peeked at before; ``{}`` when there are none."""
     try:
-        head = _peek(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    params = head.params
-    if head.method != "session/update" or head.id or params is None or params.update is None:
-        return None
-    return params.sessionId, params.update.sessionUpdate
+        return bytes(_params(line).params) or b"{}"
+    except (msgspec.DecodeError, RecursionError):
+        return bytes(open_line(line).params)
 
 
 def notice_data(line: bytes) -> bytes:

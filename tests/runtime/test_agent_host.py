@@ -40,8 +40,8 @@ class Link:
         self.changed = trio.Event()
         self.over_flow = False
 
-    def on_update(self, line: bytes, kind: str, now: float) -> None:
-        self.updates.append(json.loads(line)["params"]["update"])
+    def on_updates(self, lines: list[bytes], kind: str, now: float) -> None:
+        self.updates += [json.loads(line)["params"]["update"] for line in lines]
 
     def on_agent_request(self, host: AgentHost, id: bytes, method: str, params: Any) -> None:
         self.requests.append((id, method, params))

@@ -16,6 +16,7 @@ from support.fake_agent import FakePool, fake_manager, make_manager, start
 from trio.testing import MockClock
 
 from acp_gateway.config import Settings
+from acp_gateway.core.envelope import sse_envelopes
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.feed import Feed
 from acp_gateway.runtime.session import Session
@@ -24,7 +25,6 @@ from acp_gateway.transports import peer_stream
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.operations import sessions
 from acp_gateway.transports.operations.call import Call, Caller
-from acp_gateway.transports.outlets import event_record
 from acp_gateway.transports.rest import event_stream
 
 EVENTS = 5000
@@ -62,9 +62,11 @@ def close(reader: Reader) -> None:
 
 async def test_every_prefix_gets_exactly_its_suffix(monkeypatch: pytest.MonkeyPatch) -> None:
     hub, feed = plain_feed(EVENTS)
-    framed = {each.id: event_record(each) for each in feed.ring.read(0, EVENTS)}
+    framed = {each.id: b"".join(sse_envelopes([each])) for each in feed.ring.read(0, EVENTS)}
     # Encoding each event for each of 5,001 readers would take minutes.
-    monkeypatch.setattr(event_stream, "event_record", lambda record: framed[record.id])
+    monkeypatch.setattr(
+        event_stream, "sse_envelopes", lambda records: [framed[each.id] for each in records]
+    )
     whole = b"".join(framed.values())
     offset = 0
     for last in range(EVENTS + 1):

@@ -48,7 +48,7 @@ def emit(session: Session, count: int, first: int = 0, size: int = 1000) -> None
             "method": "session/update",
             "params": {"sessionId": "s", "update": update},
         }
-        session.on_update(json.dumps(message).encode(), "agent_message_chunk", 0.0)
+        session.on_updates([json.dumps(message).encode()], "agent_message_chunk", 0.0)
     session.wake()
 
 

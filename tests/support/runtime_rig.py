@@ -124,7 +124,7 @@ class Recorder:
         self.ended: list[Session] = []
         self.files: dict[str, Any] = {}
         self.outlet = Outlet(
-            lambda record: record.line + b"\n",
+            lambda records: [each.line + b"\n" for each in records],
             lambda payload: payload + b"\n",
             lambda: None,
             max_bytes=1 << 30,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acp_gateway.core.envelope import NOTIFY, envelope, event_type, synthetic
+from acp_gateway.core.envelope import NOTIFY, envelope, event_type, sse_envelopes, synthetic
 from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.wire.jsonrpc import notification_bytes
 
@@ -29,10 +29,15 @@ def notice(kind: str, data: dict[str, Any], **who: Any) -> Record:
     return record(Kind.NOTICE, kind, NOTIFY, params, **who)
 
 
+def as_bytes(made: Record) -> bytes:
+    head, event, data, end, rest = b"".join(sse_envelopes([made])).split(b"\n")
+    assert head == b"id: %d" % made.id and event == b"event: " + event_type(made).encode()
+    assert data == b"data: " + envelope(made) and end == rest == b"" and b"\r" not in data
+    return envelope(made)
+
+
 def told(made: Record) -> Any:
-    line = envelope(made)
-    assert b"\n" not in line and b"\r" not in line
-    return json.loads(line)
+    return json.loads(as_bytes(made))
 
 
 def expected(type: str, data: Any, **who: Any) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def test_whose_it_is() -> None:
 
 def test_the_members_stand_in_a_fixed_order() -> None:
     made = record(Kind.UPDATE, "plan", "session/update", {}, prompt_id="p", client="c")
-    assert envelope(made) == (
+    assert as_bytes(made) == (
         b'{"id":7,"v":1,"type":"session_update","data":{},"promptId":"p",'
         b'"originatorClientId":"c","_meta":{"serverTimestamp":%d}}' % MILLIS
     )
@@ -85,7 +90,7 @@ def test_the_agent_s_bytes_are_not_touched() -> None:
     params = b'{"sessionId" : "s", "update":{"sessionUpdate":"plan","n":1.0e0,"n":2,"t":"\\u00e9"}}'
     line = b'{"jsonrpc":"2.0","method":"session/update","params":' + params + b"}"
     made = Record(Kind.UPDATE, "plan", line, TIME)
-    assert b'"data":' + params + b',"_meta"' in envelope(made)
+    assert b'"data":' + params + b',"_meta"' in as_bytes(made)
 
 
 def test_synthetic_frames_have_no_id() -> None:

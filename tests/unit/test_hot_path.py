@@ -119,14 +119,16 @@ def test_everything_arrives_as_the_agent_wrote_it() -> None:
 def test_one_update_is_so_many_calls() -> None:
     rig = Rig(two_sockets_and_a_stream())
     python, built_in = counted(lambda: rig.run(UPDATES))
-    # One parse, no encoding (but of a cursor for each batch), one frame for each framing.
+    # One parse, no encoding (but of a cursor for each batch).
     assert built_in["decode"] == UPDATES
     assert built_in["encode"] <= 3 * UPDATES // PER_READ + 20
-    assert python["ws_record"] == python["sse_record"] == UPDATES
-    # Into the ring: peek, on_update, Record, append; then two for each framing; and what a batch
-    # costs, over all. One call more for each update fails.
-    assert python.total() / UPDATES <= 4 + 2 * 2 + 1.5, python
-    assert built_in.total() / UPDATES <= 17, built_in
+    # No function of ours runs for each update but what makes its frame: a header for each of the
+    # two WebSocket framings (which share), a whole event for the stream. The rest is what a batch
+    # costs, over all; one call more for each update fails.
+    per_update = {name: count for name, count in python.items() if count >= UPDATES}
+    assert set(per_update) == {"ws_head", "sse_message"}
+    assert python.total() / UPDATES <= 3.6, python.most_common(12)
+    assert built_in.total() / UPDATES <= 8.5, built_in.most_common(12)
 
 
 def test_another_subscriber_costs_no_work_for_each_update() -> None:

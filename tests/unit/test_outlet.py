@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,8 +19,8 @@ SESSIONS = ("s1", "s2", "s3")
 ME = "me"
 
 
-def framing(record: Record) -> bytes:
-    return b"R:" + record.line + b"\n"
+def framing(records: Sequence[Record]) -> list[bytes]:
+    return [b"R:" + each.line + b"\n" for each in records]
 
 
 def frame(payload: bytes) -> bytes:

@@ -8,7 +8,7 @@ from acp_gateway.core.outlet import Outlet, Slot, Subscription
 
 def outlet_with(sub: Subscription, remember_bytes: int) -> Outlet:
     outlet = Outlet(
-        lambda record: record.line + b" ",
+        lambda records: [each.line + b" " for each in records],
         lambda payload: payload + b" ",
         lambda: None,
         max_bytes=1000,

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs
 import structlog
 import trio
 
-from acp_gateway.core.envelope import synthetic
+from acp_gateway.core.envelope import sse_envelopes, synthetic
 from acp_gateway.core.lag import Lag
 from acp_gateway.core.outlet import Outlet, Slot, Subscription
 from acp_gateway.core.resume import Replay, plan_replay, resync
@@ -30,7 +30,7 @@ from acp_gateway.runtime.feed import Feed
 from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.transports.hub import Hub
-from acp_gateway.transports.outlets import MAX_WAITING, Pump, event_record
+from acp_gateway.transports.outlets import MAX_WAITING, Pump
 from acp_gateway.transports.peer_stream import give_up_peer
 from acp_gateway.transports.sse_writer import Send, SseWriter
 from acp_gateway.wire.frames import parse_last_event_id, sse_event
@@ -81,7 +81,7 @@ class EventStream:
         self._context = copy_context()
         self._eviction: bytes | None = None
         self._outlet = Outlet(
-            event_record,
+            sse_envelopes,
             lambda frame: frame,
             self._woken,
             max_bytes=MAX_WAITING,
