@@ -12,10 +12,11 @@ import json
 import os
 import selectors
 import socket
+import ssl
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -41,8 +42,32 @@ def _new_id() -> bytes:
     return b"answer-%0*d" % (len(MARK) - 7, next(_ids))
 
 
+def open_socket(url: str, tls: ssl.SSLContext | None = None) -> socket.socket:
+    """A TCP connection to the host and port of an address, encrypted when ``tls`` is given."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None and parts.port is not None
+    plain = socket.create_connection((parts.hostname, parts.port), SILENCE)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return tls.wrap_socket(plain, server_hostname=parts.hostname) if tls else plain
+
+
+def read_some(connection: socket.socket, timeout: float) -> bytes:
+    """What came; empty when nothing came in time. Raises `BenchmarkError` at the end."""
+    connection.settimeout(timeout)
+    try:
+        data = connection.recv(READ)
+    except TimeoutError:
+        return b""
+    if not data:
+        raise BenchmarkError("the server closed the connection")
+    return data
+
+
 class Link(ABC):
     """A connection that carries JSON-RPC messages and shows its raw bytes."""
+
+    raw_mark = MARK
+    """What `read_raw` shows once for each chunk."""
 
     @abstractmethod
     def send(self, payload: bytes) -> None: ...
@@ -50,6 +75,10 @@ class Link(ABC):
     @abstractmethod
     def read(self, timeout: float) -> bytes:
         """Raw bytes; empty when none came in time. Raises `BenchmarkError` at the end."""
+
+    def read_raw(self, timeout: float) -> bytes:
+        """As `read`, for who only counts chunks, and at the least cost."""
+        return self.read(timeout)
 
     @abstractmethod
     def receive(self) -> bytes:
@@ -92,11 +121,9 @@ class Link(ABC):
 
 
 class WebSocketLink(Link):
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
-        assert parts.hostname is not None and parts.port is not None
-        self._socket = socket.create_connection((parts.hostname, parts.port), SILENCE)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = open_socket(url, tls)
         key = base64.b64encode(os.urandom(16)).decode()
         self._socket.sendall(
             f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\nUpgrade: websocket\r\n"
@@ -123,14 +150,7 @@ class WebSocketLink(Link):
         self._socket.sendall(head + b"\0\0\0\0" + payload)
 
     def read(self, timeout: float) -> bytes:
-        self._socket.settimeout(timeout)
-        try:
-            data = self._socket.recv(READ)
-        except TimeoutError:
-            return b""
-        if not data:
-            raise BenchmarkError("the server closed the connection")
-        return data
+        return read_some(self._socket, timeout)
 
     def receive(self) -> bytes:
         while True:
@@ -205,20 +225,39 @@ class StdioLink(Link):
         return self._fd
 
 
-class Tally:
-    """Counts chunks in a byte stream and notices the answer, wherever the pieces are cut."""
+class Marks:
+    """Counts chunks in a byte stream, wherever the pieces are cut."""
+
+    def __init__(self, mark: bytes = MARK) -> None:
+        self.chunks = 0
+        self._mark = mark
+        self._tail = b""
+
+    def feed(self, data: bytes) -> None:
+        # What is cut in two is looked for apart, which saves a copy of everything.
+        cut = len(self._mark) - 1
+        seam = self._tail + data[:cut]
+        if cut:
+            self._tail = (seam if len(data) < cut else data)[-cut:]
+        self._count(seam)
+        self._count(data)
+
+    def _count(self, data: bytes) -> None:
+        self.chunks += data.count(self._mark)
+
+
+class Tally(Marks):
+    """Counts chunks, and notices the answer."""
 
     def __init__(self, answer: bytes) -> None:
-        self.chunks = 0
+        assert len(answer) <= len(MARK), "one seam serves the search for both"
+        super().__init__()
         self.answered = False
         self.late = 0
         """Chunks behind the answer."""
         self._answer = answer
-        self._tail = b""
 
-    def feed(self, data: bytes) -> None:
-        data = self._tail + data
-        self._tail = data[1 - len(MARK) :]
+    def _count(self, data: bytes) -> None:
         found = data.count(MARK)
         self.chunks += found
         if self.answered:
@@ -247,12 +286,14 @@ def prompt(session_id: str, text: str) -> dict[str, Any]:
     return {"sessionId": session_id, "prompt": [{"type": "text", "text": text}]}
 
 
-def run_turn(link: Link, session_id: str, chunks: int, size: int, rate: int = 0) -> Turn:
-    """One turn that streams ``chunks`` chunks of ``size`` bytes."""
+def run_turn(
+    link: Link, session_id: str, chunks: int, size: int, rate: int = 0, how: str = "stream"
+) -> Turn:
+    """One turn that streams ``chunks`` chunks of ``size`` bytes; ``how``: see stub_agent.mjs."""
     turn = Turn(chunks)
     clock = time.perf_counter
     began = clock()
-    text = f"stream {chunks} {size} {rate or ''}"
+    text = f"{how} {chunks} {size} {rate or ''}"
     tally = Tally(link.request("session/prompt", prompt(session_id, text)))
     while not (tally.answered and tally.chunks >= chunks):
         data = link.read(QUIET if tally.answered else SILENCE)
@@ -294,22 +335,44 @@ class Fanout:
 
 def run_fanout(links: Sequence[Link], session_id: str, chunks: int, size: int) -> Fanout:
     """One turn of the first link's, watched by all of them."""
+    return run_fanouts({session_id: links}, chunks, size)
+
+
+def run_fanouts(groups: Mapping[str, Sequence[Link]], chunks: int, size: int) -> Fanout:
+    """One turn in each session at once; each by its first link and watched by all of its links."""
+    links = [link for group in groups.values() for link in group]
+    followers = {link: Marks(link.raw_mark) for group in groups.values() for link in group[1:]}
     began = last = time.perf_counter()
-    answer = links[0].request("session/prompt", prompt(session_id, f"stream {chunks} {size}"))
-    tallies = {link: Tally(answer) for link in links}
+    askers: dict[Link, Tally] = {}
+    for session_id, group in groups.items():
+        text = f"stream {chunks} {size}"
+        askers[group[0]] = Tally(group[0].request("session/prompt", prompt(session_id, text)))
     waiting = set(links)
     with selectors.DefaultSelector() as selector:
         for each in links:
             selector.register(each, selectors.EVENT_READ, each)
         while waiting:
-            ready = selector.select(QUIET if tallies[links[0]].answered else SILENCE)
+            answered = all(tally.answered for tally in askers.values())
+            ready = selector.select(QUIET if answered else SILENCE)
             if not ready:
                 break
             for key, _ in ready:
                 link: Link = key.data
-                tallies[link].feed(link.read(SILENCE))
-                if tallies[link].chunks >= chunks:
+                tally = askers.get(link)
+                try:
+                    if tally is not None:
+                        tally.feed(link.read(SILENCE))
+                        done = tally.answered and tally.chunks >= chunks
+                    else:
+                        followers[link].feed(link.read_raw(SILENCE))
+                        done = followers[link].chunks >= chunks
+                except BenchmarkError:  # cut loose; what it misses counts as lost
+                    selector.unregister(link)
+                    done = True
+                if done:
                     waiting.discard(link)
             last = time.perf_counter()
-    delivered = sum(min(tally.chunks, chunks) for tally in tallies.values())
-    return Fanout(delivered, last - began, chunks * len(links) - delivered)
+    counted = [marks.chunks for marks in (*askers.values(), *followers.values())]
+    if max(counted) > chunks:
+        raise BenchmarkError(f"{max(counted)} chunks came of {chunks}: the mark is not unique")
+    return Fanout(sum(counted), last - began, chunks * len(links) - sum(counted))

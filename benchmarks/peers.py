@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -18,8 +19,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from benchmarks.client import BenchmarkError, Link, StdioLink, WebSocketLink
+from benchmarks.http_links import EventsLink, StreamableLink
 from benchmarks.processes import descendants
 
 HERE = Path(__file__).resolve().parent
@@ -29,6 +32,16 @@ NODE_MAJOR = 22
 START_LIMIT = 60.0
 STOP_LIMIT = 20.0
 POLL = 0.004
+
+Via: TypeAlias = Literal["websocket", "http", "events"]
+"""How a client connects: WebSocket, Streamable HTTP, or REST with a session's event stream."""
+
+# Measurements that not every peer can take part in.
+STREAMABLE = frozenset({"burst_http", "order_http"})
+EVENTS = frozenset({"burst_sse", "order_sse", "sse1", "sse10", "sse50", "sse2x50"})
+FANOUT = frozenset({"fanout1", "fanout10", "fanout60", "fanout100", "fanout2x50"})
+BESIDE = frozenset({"flood", "beside_text", "beside_tool"})
+TLS = frozenset({"burst_tls"})
 
 
 class NotInstalledError(Exception):
@@ -65,8 +78,12 @@ class Peer(ABC):
     name: str
     skips: frozenset[str] = frozenset()
     """Measurements that mean nothing for it."""
+    only: frozenset[str] | None = None
+    """The measurements that it is there for; without it all but `skips`."""
     health_path = "/health"
-    ws_path = "/acp"
+    acp_path = "/acp"
+    tls: ssl.SSLContext | None = None
+    """How clients check the certificate of a server that has one."""
 
     def __init__(self, home: Path, port: int) -> None:
         self.home = home
@@ -83,6 +100,13 @@ class Peer(ABC):
         """Seconds from start until a WebSocket client had its answer to ``initialize``."""
         self._process: subprocess.Popen[bytes] | None = None
         self._log = home / "log"
+
+    @classmethod
+    def takes(cls, measure: str) -> bool:
+        return measure not in cls.skips and (cls.only is None or measure in cls.only)
+
+    def url(self, scheme: str, path: str = "") -> str:
+        return f"{scheme}{'s' if self.tls else ''}://127.0.0.1:{self.port}{path}"
 
     @abstractmethod
     def command(self) -> tuple[list[str], Mapping[str, str]]:
@@ -125,8 +149,8 @@ class Peer(ABC):
         return False
 
     def _is_healthy(self) -> bool:
-        url = f"http://127.0.0.1:{self.port}{self.health_path}"
-        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        url = self.url("http", self.health_path)
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5, context=self.tls) as answer:
             return bool(answer.status == 200)
         return False
 
@@ -137,9 +161,15 @@ class Peer(ABC):
             return True
         return False
 
-    def connect(self) -> Link:
-        """A new connection, greeted."""
-        link = WebSocketLink(f"ws://127.0.0.1:{self.port}{self.ws_path}")
+    def connect(self, via: Via = "websocket", room: int = 0) -> Link:
+        """A new connection, greeted. Peers without sessions have rooms, an agent for each."""
+        link: Link
+        if via == "websocket":
+            link = WebSocketLink(self.url("ws", self.acp_path), self.tls)
+        elif via == "http":
+            link = StreamableLink(self.url("http", self.acp_path), self.tls)
+        else:
+            link = EventsLink(self.url("http"), self.tls)
         link.greet()
         return link
 
@@ -148,6 +178,9 @@ class Peer(ABC):
 
     def join(self, link: Link, session_id: str) -> None:
         """Let one more connection follow a session."""
+        if isinstance(link, EventsLink):
+            link.follow(session_id)
+            return
         params = {"sessionId": session_id, "cwd": str(self.cwd), "mcpServers": []}
         link.ask("session/load", params)
 
@@ -168,7 +201,7 @@ class Peer(ABC):
 
 class Stdio(Peer):
     name = "stdio"
-    skips = frozenset({"start", "idle", "flood", "fanout10", "fanout60"})
+    skips = frozenset({"start", "idle", "flood"}) | FANOUT | STREAMABLE | EVENTS | TLS
 
     def command(self) -> tuple[list[str], Mapping[str, str]]:
         return [str(node()), str(STUB)], {}
@@ -176,7 +209,8 @@ class Stdio(Peer):
     def start(self) -> None:
         self.command()
 
-    def connect(self) -> Link:
+    def connect(self, via: Via = "websocket", room: int = 0) -> Link:
+        """An agent of its own."""
         link = StdioLink(self.command()[0], self.cwd)
         link.greet()
         return link
@@ -188,13 +222,17 @@ class Gateway(Peer):
     def command(self) -> tuple[list[str], Mapping[str, str]]:
         argv = [sys.executable, "-m", "acp_gateway", "serve", "--port", str(self.port)]
         argv += ["--workspace", str(self.cwd), "--agent", f"stub={node()} {STUB}"]
-        return argv, {"PYTHONPATH": str(ROOT)}
+        # The two limits that 100 subscribers would meet.
+        limits = {"ACP_GATEWAY_MAX_CONNECTIONS": "256", "ACP_GATEWAY_MAX_SUBSCRIBERS": "256"}
+        return argv, {"PYTHONPATH": str(ROOT), **limits}
 
 
 class Qwen(Peer):
     """``qwen serve`` starts the program that ``QWEN_CLI_ENTRY`` names as its agent."""
 
     name = "qwen"
+    # It takes at most 64 connections at /acp, and breaks off after some lines of 50 MiB.
+    skips = frozenset({"fanout100", "fanout2x50", "beside_text", "beside_tool"})
 
     def command(self) -> tuple[list[str], Mapping[str, str]]:
         cli = module("@qwen-code/qwen-code/cli.js")
@@ -210,6 +248,8 @@ class Qwen(Peer):
 
     def join(self, link: Link, session_id: str) -> None:
         super().join(link, session_id)
+        if isinstance(link, EventsLink):
+            return
         # It attaches a session's events to a WebSocket with the next request that names it.
         with suppress(BenchmarkError):
             link.ask("session/set_mode", {"sessionId": session_id, "modeId": "default"})
@@ -219,6 +259,8 @@ class Goose(Peer):
     """``goose serve`` starts a ``claude-agent-acp`` from PATH as its model provider."""
 
     name = "goose"
+    # It has no events over REST, and with what it drops the others would say nothing.
+    skips = FANOUT - {"fanout10"} | STREAMABLE | EVENTS | TLS | BESIDE - {"flood"}
 
     def command(self) -> tuple[list[str], Mapping[str, str]]:
         goose = module("@aaif/goose-binary-linux-x64/bin/goose")
@@ -240,21 +282,80 @@ class NodeWs(Peer):
     """The bare relay of ws_relay.mjs: what Node's ``ws`` does when it does nothing else."""
 
     name = "node-ws"
-    # Every client gets every session, so a flood drowns the clients that measure.
-    skips = frozenset({"flood", "order"})
+    # It sends a session's chunks to all in the room, and no events.
+    skips = frozenset({"flood", "order"}) | STREAMABLE | EVENTS | TLS
+    relay = "ws_relay.mjs"
 
     def command(self) -> tuple[list[str], Mapping[str, str]]:
         module("ws/package.json")
-        argv = [str(node()), str(HERE / "ws_relay.mjs"), str(modules_dir()), str(self.port)]
+        argv = [str(node()), str(HERE / self.relay), str(modules_dir()), str(self.port)]
         return [*argv, str(node()), str(STUB)], {}
 
+    def connect(self, via: Via = "websocket", room: int = 0) -> Link:
+        link = WebSocketLink(self.url("ws", f"/{room}"))
+        link.greet()
+        return link
+
     def join(self, link: Link, session_id: str) -> None:
-        """Everybody gets everything."""
+        """Everybody in a room gets everything."""
+
+
+class NodeSse(Peer):
+    """The bare relay of sse_relay.mjs: ``node:http`` writing one string to all subscribers."""
+
+    name = "node-sse"
+    only = EVENTS - {"order_sse"}
+    encoding = "shared"
+
+    def command(self) -> tuple[list[str], Mapping[str, str]]:
+        argv = [str(node()), str(HERE / "sse_relay.mjs"), self.encoding, str(self.port)]
+        return [*argv, str(node()), str(STUB)], {}
+
+    def _greets(self) -> bool:
+        return True
+
+    def connect(self, via: Via = "events", room: int = 0) -> Link:
+        return EventsLink(self.url("http", f"/{room}"))
+
+
+class NodeSseEach(NodeSse):
+    """The same, which makes the string anew for each subscriber."""
+
+    name = "node-sse-each"
+    encoding = "each"
+
+
+class Sdk(Peer):
+    """The server of the official TypeScript SDK, with an agent for each connection."""
+
+    name = "sdk"
+    skips = FANOUT | EVENTS | TLS
+
+    def command(self) -> tuple[list[str], Mapping[str, str]]:
+        module("@agentclientprotocol/sdk/dist/transports/server.js")
+        module("ws/package.json")
+        argv = [str(node()), str(HERE / "sdk_relay.mjs"), str(modules_dir()), str(self.port)]
+        return [*argv, str(node()), str(STUB)], {}
+
+
+class Express(Peer):
+    """The plain Express server of express_server.mjs: what the framework costs."""
+
+    name = "express"
+    only = frozenset({"http"})
+
+    def command(self) -> tuple[list[str], Mapping[str, str]]:
+        module("express/package.json")
+        module("ws/package.json")
+        server = HERE / "express_server.mjs"
+        return [str(node()), str(server), str(modules_dir()), str(self.port)], {}
 
 
 PEERS: Mapping[str, type[Peer]] = {
-    peer.name: peer for peer in (Gateway, Qwen, Goose, NodeWs, Stdio)
+    peer.name: peer
+    for peer in (Gateway, Qwen, Goose, Sdk, NodeWs, NodeSse, NodeSseEach, Express, Stdio)
 }
+NOT_BY_DEFAULT = frozenset({"node-sse-each"})
 
 
 def free_port() -> int:

@@ -1,8 +1,11 @@
 // An ACP agent without a model, for benchmarks: as fast as Node writes to a pipe. No dependencies.
 //
-// The prompt "stream N SIZE [RATE]" streams N message chunks of SIZE characters and then answers;
-// with RATE it writes that many chunks a second, one write each, else it joins them into big
-// writes. Every chunk's text ends with MARK, so that a reader can count chunks without parsing.
+// Prompts, each answered at the end of what it asks for:
+//   "stream N SIZE"       N message chunks of SIZE characters, joined into big writes
+//   "stream N SIZE RATE"  that many chunks a second, one write each
+//   "lines N SIZE"        one write each, as fast as they go: what most agents do
+//   "tool N SIZE"         N updates of one tool call, with SIZE characters of output each
+// Every text ends with MARK, so that a reader can count chunks without parsing.
 const MARK = "<end-of-chunk>";
 const BLOCK = 64 * 1024;
 
@@ -12,15 +15,25 @@ let sessions = 0;
 const send = (message) => process.stdout.write(JSON.stringify({ jsonrpc: "2.0", ...message }) + "\n");
 const turnOfLoop = () => new Promise((resolve) => setImmediate(resolve));
 
-function chunk(sessionId, size) {
-  const text = "x".repeat(Math.max(0, size - MARK.length)) + MARK;
-  const update = { sessionUpdate: "agent_message_chunk", content: { type: "text", text } };
+let encoded = { key: "", line: null };
+
+// The last one is kept: making a line of many MiB takes longer than writing it.
+function encode(sessionId, size, tool) {
+  const key = `${sessionId} ${size} ${tool}`;
+  if (encoded.key !== key) encoded = { key, line: encodeAnew(sessionId, size, tool) };
+  return encoded.line;
+}
+
+function encodeAnew(sessionId, size, tool) {
+  const content = { type: "text", text: "x".repeat(Math.max(0, size - MARK.length)) + MARK };
+  const update = tool
+    ? { sessionUpdate: "tool_call_update", toolCallId: "call-1", content: [{ type: "content", content }] }
+    : { sessionUpdate: "agent_message_chunk", content };
   const params = { sessionId, update };
   return Buffer.from(JSON.stringify({ jsonrpc: "2.0", method: "session/update", params }) + "\n");
 }
 
-async function stream(sessionId, count, size) {
-  const line = chunk(sessionId, size);
+async function stream(sessionId, count, line) {
   const perBlock = Math.max(1, Math.floor(BLOCK / line.length));
   const block = Buffer.concat(Array(Math.min(perBlock, count)).fill(line));
   for (let left = count; left > 0; left -= perBlock) {
@@ -31,8 +44,16 @@ async function stream(sessionId, count, size) {
   }
 }
 
-function streamPaced(sessionId, count, size, rate) {
-  const line = chunk(sessionId, size);
+async function writeEach(sessionId, count, line) {
+  for (let sent = 0; sent < count; sent += 1) {
+    const flushed = process.stdout.write(line);
+    if (!flushed) await new Promise((r) => process.stdout.once("drain", r));
+    if (sent % 64 === 63) await turnOfLoop();
+    if (cancelled.has(sessionId)) return;
+  }
+}
+
+function writePaced(sessionId, count, line, rate) {
   const began = performance.now();
   let sent = 0;
   return new Promise((resolve) => {
@@ -49,10 +70,12 @@ function streamPaced(sessionId, count, size, rate) {
 
 async function prompt({ sessionId, prompt: blocks }) {
   const text = blocks.map((block) => block.text ?? "").join("\n");
-  const found = [...text.matchAll(/stream (\d+) (\d+)(?: (\d+))?/g)].at(-1);
-  const [count, size, rate] = found ? found.slice(1).map((n) => Number(n ?? 0)) : [1, 20, 0];
+  const found = [...text.matchAll(/(stream|lines|tool) (\d+) (\d+)(?: (\d+))?/g)].at(-1);
+  const [count, size, rate] = found ? found.slice(2).map((n) => Number(n ?? 0)) : [1, 20, 0];
+  const line = encode(sessionId, size, found?.[1] === "tool");
   cancelled.delete(sessionId);
-  await (rate ? streamPaced(sessionId, count, size, rate) : stream(sessionId, count, size));
+  if (rate) await writePaced(sessionId, count, line, rate);
+  else await (found?.[1] === "lines" ? writeEach : stream)(sessionId, count, line);
   return { stopReason: cancelled.has(sessionId) ? "cancelled" : "end_turn" };
 }
 

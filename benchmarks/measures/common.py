@@ -31,10 +31,21 @@ class Sizes:
     big: int = 300
     huge: int = 30
     order: tuple[int, ...] = (1, 10, 50, 100, 500, 1000, 2000, 5000)
+    load: float = 1.0
+    """Seconds of each load of HTTP requests."""
+    connections: int = 500
+    past: int = 1_000_000
+    """Events that a session has seen before."""
+    real: int = 2000
+    """Chunks of a turn of a real agent."""
+    soak: float = 600.0
+    """Seconds."""
 
 
 FULL = Sizes()
-QUICK = Sizes(turns=60, samples=200, paced=800, fanout=2000, big=100, huge=10, order=(1, 100, 2000))
+QUICK = Sizes(
+    turns=60, samples=200, paced=800, fanout=2000, big=100, huge=10, order=(1, 100, 2000), load=0.3
+)
 
 
 def percentile(values: list[float], share: float) -> float:
