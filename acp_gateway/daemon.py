@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import signal
+import socket
+import ssl
 import sys
 import time
-import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -28,14 +31,20 @@ from acp_gateway.runtime.watchdog import Watchdog
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.runtime.writer_lock import WriterLocks
 from acp_gateway.transports.guards import Policy, token_digest
-from acp_gateway.transports.hub import Hub
+from acp_gateway.transports.sockets import open_sockets, tls_context
 
 if TYPE_CHECKING:
+    from acp_gateway.transports.hub import Hub
     from acp_gateway.transports.listener import Listener
-from acp_gateway.transports.operations.over_rpc import serve_over_rpc
 
 log = structlog.get_logger("acp_gateway")
 
+_FOR_WEBSOCKETS: Final = (
+    "acp_gateway.transports.acp_http",
+    "acp_gateway.transports.listener",
+    "acp_gateway.transports.operations.over_rpc",
+)
+_FOR_HTTP: Final = ("acp_gateway.transports.http_server", "acp_gateway.transports.http_app")
 FLUSH: Final = 1.0
 """Time that writers get for the last messages."""
 
@@ -71,13 +80,10 @@ class Daemon:
         self._manager = SessionManager(
             settings, self._pool, self._workspace, profiles, WriterLocks(_state_dir() / "locks")
         )
+        self._announced = trio.Event()
         self._stopping = trio.Event()
 
     async def main(self) -> int:
-        from acp_gateway.transports.acp_http import AcpHttp
-        from acp_gateway.transports.http_app import GatewayAsgi
-        from acp_gateway.transports.listener import Listener, open_sockets, tls_context
-
         settings = self.settings
         tls = None
         if settings.tls_cert is not None and settings.tls_key is not None:
@@ -94,10 +100,6 @@ class Daemon:
             token_digest=token_digest(settings.token) if settings.token else None,
             allow_origin=frozenset(each.lower().rstrip("/") for each in settings.allow_origin),
         )
-        hub = Hub(settings, self._manager, policy)
-        serve_over_rpc(hub)
-        http = AcpHttp(hub)
-        listener = Listener(sockets, hub, GatewayAsgi(hub, http), settings, tls)
         address = self._address(port, secure=tls is not None)
         self._watchdog.start()
         try:
@@ -105,15 +107,17 @@ class Daemon:
                 await nursery.start(self._signals, nursery.cancel_scope)
                 await nursery.start(self._pool.run)
                 await nursery.start(self._manager.run)
-                await nursery.start(http.run)
-                await nursery.start(listener.run)
+                nursery.start_soon(self._first_agent)
+                hub, listener = await self._open_doors(nursery, sockets, policy, tls)
                 self._announce(address)
+                self._announced.set()
                 runtime_file.write(self._runtime_info(address))
                 if settings.open:
+                    import webbrowser
+
                     # Behind the # it is sent to nobody.
                     token = "" if settings.token is None else f"#token={settings.token}"
                     await trio.to_thread.run_sync(webbrowser.open, f"{address.url}/{token}")
-                nursery.start_soon(self._first_agent)
                 await self._stopping.wait()
                 await self._stop(hub, listener)
                 nursery.cancel_scope.cancel()
@@ -123,6 +127,37 @@ class Daemon:
         return 0
 
     # ---- start ----------------------------------------------------------------------------------
+
+    async def _open_doors(
+        self,
+        nursery: trio.Nursery,
+        sockets: list[socket.socket],
+        policy: Policy,
+        tls: ssl.SSLContext | None,
+    ) -> tuple[Hub, Listener]:
+        """Import what serves clients, WebSocket first, while the first agent starts.
+
+        The port is open already; who comes early waits for the part that it needs.
+        """
+        await trio.to_thread.run_sync(_import, *_FOR_WEBSOCKETS)
+        from acp_gateway.transports.acp_http import AcpHttp
+        from acp_gateway.transports.hub import Hub
+        from acp_gateway.transports.listener import Listener
+        from acp_gateway.transports.operations.over_rpc import serve_over_rpc
+
+        hub = Hub(self.settings, self._manager, policy)
+        serve_over_rpc(hub)
+        http = AcpHttp(hub)
+        listener = Listener(sockets, hub, self.settings, tls)
+        await nursery.start(http.run)
+        await nursery.start(listener.run)
+        await trio.to_thread.run_sync(_import, *_FOR_HTTP)
+        from acp_gateway.transports.http_app import GatewayAsgi
+
+        listener.serve_http(GatewayAsgi(hub, http))
+        # What is here now stays: no collection has to look at it again.
+        gc.freeze()
+        return hub, listener
 
     def _address(self, port: int, *, secure: bool) -> Address:
         host = self.settings.host
@@ -211,7 +246,9 @@ class Daemon:
         try:
             async with self._pool.borrow(profile) as host:
                 info = host.initialize_result.get("agentInfo")
+                took = trio.current_time() - began
         except GatewayError as exc:
+            await self._announced.wait()
             if self._json_lines:
                 log.error("agent_failed", agent=profile.name, error=exc.message, remedy=exc.remedy)
             else:
@@ -219,11 +256,11 @@ class Daemon:
                 if exc.remedy:
                     print(f"  {'':<10} {exc.remedy}", file=sys.stderr, flush=True)
             return
+        await self._announced.wait()
         name, version = profile.name, None
         if isinstance(info, dict):
             version = info.get("version")
             name = str(info.get("title") or info.get("name") or name)
-        took = trio.current_time() - began
         if self._json_lines:
             log.info("agent_ready", agent=profile.name, name=name, version=version)
         else:
@@ -271,6 +308,11 @@ class Daemon:
             with trio.move_on_after(FLUSH):
                 await hub.empty()
             await self._pool.close()
+
+
+def _import(*modules: str) -> None:
+    for name in modules:
+        importlib.import_module(name)
 
 
 def _seconds(took: float) -> str:

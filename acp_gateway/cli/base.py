@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -38,6 +40,19 @@ def remember_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> 
 
 
 debug_state = {"on": False}
+
+
+@contextmanager
+def without(module: str) -> Iterator[None]:
+    """Imports in this block do not find an optional library that takes long to import."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def json_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -141,10 +141,12 @@ def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def load(flags: dict[str, Any]) -> LoadedSettings:
     """Settings from `settings_options` flags. Raises `ConfigError`."""
+    from acp_gateway.cli.base import without
     from acp_gateway.config_load import load_settings
 
     flags = dict(flags)
-    return load_settings(flags, config_file=flags.pop("config_file", None))
+    with without("pydantic"):  # typed-settings would ask it about the type of every setting
+        return load_settings(flags, config_file=flags.pop("config_file", None))
 
 
 def resolve(loaded: LoadedSettings) -> Profiles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from acp_gateway.cli.base import command
+from acp_gateway.cli.base import command, without
 from acp_gateway.cli.options import load, resolve, settings_options
 
 
@@ -18,6 +18,7 @@ def serve(**flags: Any) -> int:
     """
     loaded = load(flags)
     profiles = resolve(loaded)
-    from acp_gateway.daemon import run
+    with without("rich"):  # structlog would print tracebacks with it, which this log does not do
+        from acp_gateway.daemon import run
 
     return int(run(loaded, profiles))

@@ -72,6 +72,9 @@ def _resync(session: Session, last: int, epoch: Any) -> bytes:
 _NO_ATTACH = frozenset({"session_detach", "session_permission_vote"})
 """Operations that do not make a stranger follow the session: leaving, and answering a question that
 was asked of others."""
+_ALL_METHODS = tuple(RPC)
+_OWN_METHODS = tuple(name for name, row in RPC.items() if not row.needs_agent)
+"""Those that work with any agent."""
 Operations: TypeAlias = Callable[[str, Connection, dict[str, Any]], Awaitable[Any]]
 
 
@@ -130,11 +133,7 @@ class AcpAgent:
             workspaces=tuple(str(root) for root in self._manager.workspace.roots),
             agents=tuple(self._manager.profiles),
             profile=connection.profile.name,
-            methods=tuple(
-                name
-                for name, row in RPC.items()
-                if connection.profile.quirks.private_meta or not row.needs_agent
-            ),
+            methods=_ALL_METHODS if connection.profile.quirks.private_meta else _OWN_METHODS,
         )
 
     async def authenticate(self, context: Context, params: dict[str, Any]) -> Any:

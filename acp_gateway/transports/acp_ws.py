@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -26,6 +27,7 @@ from acp_gateway.transports.acp_agent import AcpConnection, own_meta
 from acp_gateway.transports.connection import Context
 from acp_gateway.transports.guards import Head, decide, is_loopback_address, subprotocol
 from acp_gateway.transports.hub import Hub
+from acp_gateway.transports.keep_alive import KeepAlive
 from acp_gateway.transports.outlets import Pump, cursor_line, ws_outlet
 from acp_gateway.transports.peer_stream import PeerStream
 from acp_gateway.wire.frames import CLOSE_FRAME, ws_close
@@ -42,8 +44,7 @@ log = structlog.get_logger("acp_gateway.ws")
 
 RECEIVE_BYTES: Final = 64 * 1024
 QUEUED_MESSAGES: Final = 8
-PING_INTERVAL: Final = 30.0
-PONG_TIMEOUT: Final = 30.0
+PING_FRAME: Final = b"\x89\x00"
 HANDSHAKE_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 5.0
 _VIOLATIONS: Final = frozenset({1002, 1003, 1007, 1009})
@@ -54,12 +55,23 @@ class WebSocketPeer(AcpConnection):
 
     kind = "ws"
 
-    def __init__(self, hub: Hub, profile: object, *, loopback: bool) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        profile: object,
+        *,
+        loopback: bool,
+        framed: _ClosingStream | None = None,
+        scope: trio.CancelScope | None = None,
+    ) -> None:
         super().__init__(hub.agent, profile, loopback=loopback)
+        self.framed = framed
+        self._patience = hub.patience
         self.wakeup = Wakeup()
         self.outlet = ws_outlet(self.wakeup)
         self.kicked: tuple[int, str] | None = None
-        self.scope = trio.CancelScope()
+        self.scope = trio.CancelScope() if scope is None else scope
+        """Around the reading; its deadline is that of whatever is awaited next."""
 
     def outlet_of(self, session_id: str | None) -> Outlet:
         if self.outlet.over:
@@ -78,6 +90,25 @@ class WebSocketPeer(AcpConnection):
             self.scope.deadline = trio.current_time() + CLOSE_TIMEOUT
             self.wakeup.set()
 
+    def is_kicked(self) -> bool:
+        return self.kicked is not None
+
+    def await_initialize(self, hub: Hub) -> None:
+        self._patience.wait_for(
+            self.framed or self,
+            hub.settings.initialize_timeout,
+            partial(self.kick, 1002, "Initialize timeout"),
+        )
+
+    def greet(self) -> None:
+        """The request that must be the first has come."""
+        self.greeted = True
+        self._patience.over(self.framed or self)
+
+    def farewell(self) -> tuple[int, str]:
+        """Code and reason of the close frame."""
+        return self.kicked or (1000, "")
+
 
 class _ClosingStream(trio.abc.Stream):
     """What trio-websocket is given: tells a peer that broke the protocol why the stream closes.
@@ -86,42 +117,60 @@ class _ClosingStream(trio.abc.Stream):
     """
 
     def __init__(self, stream: PeerStream) -> None:
-        self._stream = stream
+        self.stream = stream
         self._told = False
         self.socket: WebSocketConnection | None = None
+        self.keep_alive: KeepAlive | None = None
+
+    async def ping(self) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            if not self.stream.writing:  # a write that is stuck ends the connection by itself
+                await self.stream.send_at_once(PING_FRAME)
+
+    def give_up(self) -> None:
+        self.stream.give_up()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        return await self._stream.receive_some(max_bytes)
+        data = await self.stream.receive_some(max_bytes)
+        if self.keep_alive is not None:
+            self.keep_alive.heard(self)
+        return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        # The library's own lock was a checkpoint.
         if self.socket is not None and data and data[0] == CLOSE_FRAME:
             self._told = True
-        await self._stream.send_all(data)
+        await self.stream.send_at_once(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
+        await self.stream.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
+        await self.tell_why()
+        await self.stream.aclose()
+
+    async def tell_why(self) -> None:
+        """Both the library's reader and ours come here, in either order, and may be cancelled."""
         closed = None if self.socket is None else self.socket.closed
-        if closed is not None and closed.code in _VIOLATIONS and not self._told:
-            self._told = True
-            with (
-                trio.CancelScope(shield=True),  # our reader ends in this very moment
-                trio.move_on_after(CLOSE_TIMEOUT),
-                suppress(trio.BrokenResourceError, trio.ClosedResourceError, AttributeError),
-            ):
-                await self._stream.send_all(ws_close(closed.code, closed.reason or ""))
-                await self._stream.send_eof()
-        await self._stream.aclose()
+        if closed is None or closed.code not in _VIOLATIONS or self._told:
+            return
+        self._told = True
+        with (
+            trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT),
+            suppress(trio.BrokenResourceError, trio.ClosedResourceError, AttributeError),
+        ):
+            await self.stream.send_at_once(ws_close(closed.code, closed.reason or ""))
+            await self.stream.send_eof()
 
 
 async def serve_websocket(stream: PeerStream, hub: Hub) -> None:
     """Serve one WebSocket until it ends. Closes the stream."""
-    peer: WebSocketPeer | GatewayError | None = None
+    framed = _ClosingStream(stream)
+    scope = trio.CancelScope()
+    hub.patience.wait_for(framed, HANDSHAKE_TIMEOUT, scope.cancel)
     try:
         async with trio.open_nursery() as nursery:
-            framed = _ClosingStream(stream)
-            with trio.move_on_after(HANDSHAKE_TIMEOUT):
+            with scope:
                 request = await wrap_server_stream(
                     nursery,
                     framed,
@@ -129,27 +178,21 @@ async def serve_websocket(stream: PeerStream, hub: Hub) -> None:
                     max_message_size=hub.settings.max_message_bytes,
                     receive_buffer_size=RECEIVE_BYTES,
                 )
-                peer = _peer_for(request, hub, is_loopback_address(stream.peer_host))
+                peer = _peer_for(request, hub, framed, scope)
                 if isinstance(peer, WebSocketPeer):
-                    hub.add(peer)
-                    framed.socket = await request.accept(
-                        subprotocol=subprotocol(request.proposed_subprotocols),
-                        extra_headers=[(b"Acp-Connection-Id", peer.id.encode())],
-                    )
+                    await _serve(request, peer, hub, nursery)
                 else:
                     await _refuse(request, peer)
-            if isinstance(peer, WebSocketPeer) and framed.socket is not None:
-                await _serve(stream, framed.socket, peer, hub)
             nursery.cancel_scope.cancel()
     except* (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
         pass
     finally:
-        if isinstance(peer, WebSocketPeer):
-            hub.remove(peer)
-        await trio.aclose_forcefully(stream)
+        hub.patience.over(framed)
 
 
-def _peer_for(request: WebSocketRequest, hub: Hub, loopback: bool) -> WebSocketPeer | GatewayError:
+def _peer_for(
+    request: WebSocketRequest, hub: Hub, framed: _ClosingStream, scope: trio.CancelScope
+) -> WebSocketPeer | GatewayError:
     """The connection that this handshake opens, or why it must not."""
     headers = {
         name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers
@@ -168,7 +211,11 @@ def _peer_for(request: WebSocketRequest, hub: Hub, loopback: bool) -> WebSocketP
             f"There is no WebSocket at {path}",
             remedy="connect to /acp",
         )
-    return hub.admit() or WebSocketPeer(hub, profile, loopback=loopback)
+    refusal = hub.admit()
+    if refusal is not None:
+        return refusal
+    loopback = is_loopback_address(framed.stream.peer_host)
+    return WebSocketPeer(hub, profile, loopback=loopback, framed=framed, scope=scope)
 
 
 async def _refuse(request: WebSocketRequest, refusal: GatewayError) -> None:
@@ -180,40 +227,52 @@ async def _refuse(request: WebSocketRequest, refusal: GatewayError) -> None:
 
 
 async def _serve(
-    stream: PeerStream, socket: WebSocketConnection, peer: WebSocketPeer, hub: Hub
+    request: WebSocketRequest, peer: WebSocketPeer, hub: Hub, nursery: trio.Nursery
 ) -> None:
+    framed = peer.framed
+    assert framed is not None
     pump = Pump(
         peer.outlet,
         peer.wakeup,
-        stream.send_all,
+        framed.stream.send_all,
         peer.drained,
         stall=hub.settings.stall_timeout,
-        finished=lambda: peer.kicked is not None,
+        finished=peer.is_kicked,
     )
-    stream.on_progress = pump.moved
+    framed.stream.on_progress = pump.moved
+    pumping = trio.CancelScope()
+
+    async def write() -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError), pumping:
+            await pump.run()
+        peer.scope.cancel()
+
+    hub.add(peer)
     try:
-        with peer.scope:
-            async with trio.open_nursery() as nursery:
-
-                async def pumping() -> None:
-                    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                        await pump.run()
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(pumping)
-                nursery.start_soon(_keep_alive, socket, nursery.cancel_scope)
-                nursery.start_soon(await_initialize, peer, hub)
-                await _read(socket, peer, lambda c: nursery.start_soon(peer.serve, c))
-                nursery.cancel_scope.cancel()
+        framed.socket = socket = await request.accept(
+            subprotocol=subprotocol(request.proposed_subprotocols),
+            extra_headers=[(b"Acp-Connection-Id", peer.id.encode())],
+        )
+        framed.keep_alive = hub.keep_alive
+        hub.keep_alive.heard(framed)
+        peer.await_initialize(hub)
+        nursery.start_soon(write)
+        await _read(socket, peer, lambda context: nursery.start_soon(peer.serve, context))
     finally:
-        code, reason = peer.kicked or (1000, "")
-        with (
-            trio.CancelScope(shield=True),
-            trio.move_on_after(CLOSE_TIMEOUT),
-            suppress(ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError),
-        ):
-            await socket.aclose(code, reason)
+        framed.keep_alive = None
+        hub.keep_alive.forget(framed)
+        if framed.socket is None or framed.socket.closed is not None:
+            await framed.tell_why()
+        else:
+            pumping.cancel()
+            peer.drop_requests()
+            with (
+                trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT),
+                suppress(ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
+                await framed.socket.aclose(*peer.farewell())
         peer.release()
+        hub.remove(peer)
 
 
 async def _read(
@@ -244,7 +303,7 @@ def handle_text(data: str, peer: WebSocketPeer, spawn: Callable[[Context], None]
             peer.outlet.send(error_bytes(id, error.to_jsonrpc()))
             peer.kick(1002, "Protocol error")
             return
-        peer.greeted = True
+        peer.greet()
         params = message.params if isinstance(message.params, dict) else {}
         if own_meta(params).get("cursor") is True:
             peer.outlet.tell_cursors(cursor_line)
@@ -272,19 +331,3 @@ def _parse(data: str, peer: WebSocketPeer) -> Message | None:
         error = GatewayError(ErrorKind.INVALID_REQUEST, f"Invalid request: {exc.reason}")
         peer.outlet.send(error_bytes(exc.id, error.to_jsonrpc()))
         return None
-
-
-async def _keep_alive(socket: WebSocketConnection, scope: trio.CancelScope) -> None:
-    try:
-        while True:
-            await trio.sleep(PING_INTERVAL)
-            with trio.fail_after(PONG_TIMEOUT):
-                await socket.ping()
-    except (trio.TooSlowError, ConnectionClosed):
-        scope.cancel()
-
-
-async def await_initialize(peer: WebSocketPeer, hub: Hub) -> None:
-    await trio.sleep(hub.settings.initialize_timeout)
-    if not peer.greeted:
-        peer.kick(1002, "Initialize timeout")

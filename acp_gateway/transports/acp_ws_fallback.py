@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from acp_gateway.transports.acp_ws import WebSocketPeer, await_initialize, handle_text
+from acp_gateway.transports.acp_ws import WebSocketPeer, handle_text
 from acp_gateway.transports.guards import is_loopback_address, subprotocol
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.outlets import Pump, bare_outlet
@@ -47,8 +47,9 @@ async def serve_fallback(socket: Any, hub: Hub) -> None:
         send,
         peer.drained,
         stall=hub.settings.stall_timeout,
-        finished=lambda: peer.kicked is not None,
+        finished=peer.is_kicked,
     )
+    peer.await_initialize(hub)
     try:
         with peer.scope:
             async with trio.open_nursery() as nursery:
@@ -58,14 +59,13 @@ async def serve_fallback(socket: Any, hub: Hub) -> None:
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(pumping)
-                nursery.start_soon(await_initialize, peer, hub)
                 while True:
                     data = await socket.receive()
                     if isinstance(data, str):
                         handle_text(data, peer, lambda c: nursery.start_soon(peer.serve, c))
     finally:
+        hub.patience.over(peer)
         hub.remove(peer)
         with trio.CancelScope(shield=True), trio.move_on_after(hub.settings.stall_timeout):
-            code, reason = peer.kicked or (1000, "")
-            await socket.close(code, reason)
+            await socket.close(*peer.farewell())
         peer.release()

@@ -318,6 +318,11 @@ class Connection:
                 del self._asked[id]
                 asked.done.set()
 
+    def drop_requests(self) -> None:
+        """Nobody waits for their answers any more."""
+        for context in tuple(self._in_flight.values()):
+            context.scope.cancel()
+
     def release(self) -> None:
         """The connection has ended."""
         self.closed = True

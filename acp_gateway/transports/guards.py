@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -47,9 +48,20 @@ class Policy:
     token_digest: bytes | None = attrs.field(default=None, repr=False)
     allow_origin: frozenset[str] = frozenset()
 
-    def _hosts(self) -> Iterable[str]:
-        yield from _LOOPBACK_NAMES
-        yield f"[{self.bound_host}]" if ":" in self.bound_host else self.bound_host
+    names: frozenset[str] = attrs.field(init=False)
+    """By which a gateway on loopback may be called."""
+    hosts: frozenset[str] = attrs.field(init=False)
+    """The same as a ``Host`` header has them."""
+
+    @names.default
+    def _names(self) -> frozenset[str]:
+        bound = f"[{self.bound_host}]" if ":" in self.bound_host else self.bound_host
+        return frozenset((*_LOOPBACK_NAMES, bound))
+
+    @hosts.default
+    def _hosts(self) -> frozenset[str]:
+        bare = self.names if self.port in (80, 443) else ()
+        return frozenset((*(f"{name}:{self.port}" for name in self.names), *bare))
 
 
 def token_digest(token: str) -> bytes:
@@ -84,11 +96,8 @@ class Refused(GatewayError):
 def _host(head: Head, policy: Policy) -> GatewayError | None:
     if not policy.loopback:
         return None
-    host = head.headers.get("host", "").lower()
-    default = policy.port in (80, 443)
-    for name in policy._hosts():
-        if host == f"{name}:{policy.port}" or (default and host == name):
-            return None
+    if head.headers.get("host", "").lower() in policy.hosts:
+        return None
     return Refused(
         ErrorKind.INVALID_REQUEST,
         "Invalid Host header",
@@ -122,7 +131,7 @@ def _is_own(origin: str, head: Head, policy: Policy) -> bool:
     if parts.scheme not in ("http", "https") or port != policy.port:
         return False
     host = parts.hostname or ""
-    if (f"[{host}]" if ":" in host else host) in policy._hosts():
+    if (f"[{host}]" if ":" in host else host) in policy.names:
         return True
     return not policy.loopback and head.headers.get("host", "").lower() == parts.netloc
 
@@ -163,6 +172,7 @@ def _token_of(head: Head) -> str | None:
     return tokens[0] if tokens else None
 
 
+@lru_cache(1024)
 def is_loopback_address(host: str | None) -> bool:
     """Is this socket address of this machine? Headers of proxies are never read for it."""
     if not host:

@@ -1,34 +1,31 @@
 """The HTTP side: guards, routes, JSON errors (home of quart-trio).
 
-`GatewayAsgi` is what the listener serves: one middleware with the guards, the ``/acp`` streams as
-bare ASGI (a batch for each send), everything else through Quart.
+`GatewayAsgi` is what the listener serves: the guards, then what clients do all the time, as bare
+ASGI: a row of the route table asked for by its very method, a message POSTed to ``/acp``, and the
+streams (a batch for each send). Quart has the map of all routes and answers everything else: DELETE
+of a connection, ``/status``, WebSockets that come to the HTTP server, HEAD, OPTIONS, 404 and 405.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, cast
 
 import structlog
 import trio
 from quart import Response, request, websocket
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
-from acp_gateway.protocol.extensions import OPERATIONS
+from acp_gateway.protocol.extensions import OPERATIONS, Operation
 from acp_gateway.transports.acp_http import AcpHttp, Answer, plain_error
 from acp_gateway.transports.acp_ws_fallback import serve_fallback
 from acp_gateway.transports.guards import Head, decide, is_loopback_address, is_preflight
 from acp_gateway.transports.hub import Hub
-from acp_gateway.transports.request_body import finishing
+from acp_gateway.transports.request_body import BODY_TIMEOUT, WHEN_GONE, finishing, read_body
 from acp_gateway.transports.rest.event_stream import EventStream
-from acp_gateway.transports.rest.routes import (
-    error_headers,
-    error_response,
-    json_response,
-    register,
-)
+from acp_gateway.transports.rest.routes import JSON, Asked, Routes, error_answer
 from acp_gateway.transports.status import status_body
 from acp_gateway.wire.json_codec import dumps
 
@@ -50,19 +47,23 @@ def _headers() -> dict[str, str]:
     return {name.lower(): value for name, value in request.headers.items()}
 
 
-def make_app(hub: Hub, acp: AcpHttp) -> QuartTrio:
-    """The Quart application with every route that is not a stream."""
+def _is_loopback(scope: Any) -> bool:
+    return is_loopback_address((scope.get("client") or (None,))[0])
+
+
+def make_app(hub: Hub, acp: AcpHttp) -> tuple[QuartTrio, Routes]:
+    """The Quart application with every route that is not a stream, and the table's among them."""
     app = QuartTrio("acp_gateway", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = hub.settings.max_message_bytes
     app.config["RESPONSE_TIMEOUT"] = None
-    app.config["BODY_TIMEOUT"] = 60
+    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
+
+    async def body() -> bytes:
+        return cast(bytes, await request.get_data(cache=False))
 
     async def post() -> Response:
-        body = await request.get_data(cache=False)
-        loopback = is_loopback_address((request.scope.get("client") or (None,))[0])
-        return _response(
-            await acp.post(request.path, _headers(), cast(bytes, body), loopback=loopback)
-        )
+        loopback = _is_loopback(request.scope)
+        return _response(await acp.post(request.path, _headers(), await body(), loopback=loopback))
 
     async def delete() -> Response:
         return _response(acp.delete(request.path, _headers()))
@@ -79,25 +80,26 @@ def make_app(hub: Hub, acp: AcpHttp) -> QuartTrio:
     async def status() -> Response:
         # Goose Desktop asks here for a word; programs say what they want.
         if "application/json" in request.headers.get("accept", ""):
-            return json_response(status_body(hub))
+            return _response(Answer(200, dumps(status_body(hub)), JSON))
         return Response("ok", content_type="text/plain; charset=utf-8")
 
-    register(app, hub)
+    def view(row: Operation) -> Callable[..., Awaitable[Response]]:
+        async def operation(**parameters: str) -> Response:
+            if row.stream:
+                raise MethodNotAllowed(valid_methods=["GET"])
+            loopback = _is_loopback(request.scope)
+            asked = Asked(_headers(), request.query_string, loopback, body)
+            return _response(await routes.answer(row, parameters, asked))
 
-    @app.errorhandler(HTTPException)
-    async def http_error(exc: HTTPException) -> Response:
-        return _response(_http_error(exc, hub))
+        return operation
 
-    @app.errorhandler(GatewayError)
-    async def gateway_error(exc: GatewayError) -> Response:
-        return error_response(exc)
+    routes = Routes(app, hub, view)
 
     @app.errorhandler(Exception)
-    async def failure(exc: Exception) -> Response:
-        log.exception("route_failed", path=request.path, exc_info=exc)
-        return error_response(GatewayError(ErrorKind.INTERNAL, "Internal error"))
+    async def failed(exc: Exception) -> Response:
+        return _response(_failure(exc, request.path, request.scope, hub))
 
-    return app
+    return app, routes
 
 
 def _nameless(view: Callable[[], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -107,50 +109,52 @@ def _nameless(view: Callable[[], Awaitable[Any]]) -> Callable[..., Awaitable[Any
     return wrapper
 
 
-def _http_error(exc: HTTPException, hub: Hub) -> Answer:
+def _failure(exc: BaseException, path: str, scope: Any, hub: Hub) -> Answer:
+    """What a request gets that ended with ``exc``."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    if isinstance(exc, GatewayError):
+        return error_answer(exc)
+    if not isinstance(exc, HTTPException):
+        log.exception("route_failed", path=path, exc_info=exc)
+        return error_answer(GatewayError(ErrorKind.INTERNAL, "Internal error"))
     code = exc.code or 500
     if isinstance(exc, RequestEntityTooLarge):
         limit = hub.settings.max_message_bytes
         answer = plain_error(
             413, "payload_too_large", f"Request body too large (max {limit} bytes)"
         )
-        if request.scope["http_version"] == "2":
+        if scope["http_version"] == "2":
             return answer
         # Nobody reads the rest of the body: the connection cannot be used again (RFC 9112 §9.3).
         return Answer(413, answer.body, (*answer.headers, ("connection", "close")))
     if code == 404:
-        return _error_answer(
+        return error_answer(
             GatewayError(
                 ErrorKind.ROUTE_NOT_FOUND,
-                f"There is nothing at {request.path}",
+                f"There is nothing at {path}",
                 remedy="GET /openapi.json lists the routes",
             )
         )
     if code == 405:
-        return _not_allowed(exc, hub)
+        return _not_allowed(exc, scope["method"], path, hub)
     word = (exc.name or "error").lower().replace(" ", "_")
     return plain_error(code, word, exc.name)
 
 
-def _not_allowed(exc: HTTPException, hub: Hub) -> Answer:
+def _not_allowed(exc: HTTPException, method: str, path: str, hub: Hub) -> Answer:
     names = {*(getattr(exc, "valid_methods", None) or ())} - {"OPTIONS", "HEAD"}
-    if hub.profile_at(request.path) is not None:
+    if hub.profile_at(path) is not None:
         names.add("GET")
     allowed = ", ".join(sorted(names))
-    answer = _error_answer(
+    answer = error_answer(
         GatewayError(
             ErrorKind.METHOD_NOT_ALLOWED,
-            f"{request.method} is not allowed at {request.path}",
+            f"{method} is not allowed at {path}",
             remedy=f"use {allowed}",
         )
     )
     return Answer(answer.status, answer.body, (*answer.headers, ("allow", allowed)))
-
-
-def _error_answer(error: GatewayError) -> Answer:
-    status, body = error.to_http()
-    headers = (("content-type", "application/json; charset=utf-8"), *error_headers(error))
-    return Answer(status, dumps(body), headers)
 
 
 class GatewayAsgi:
@@ -159,53 +163,78 @@ class GatewayAsgi:
     def __init__(self, hub: Hub, acp: AcpHttp) -> None:
         self._hub = hub
         self._acp = acp
-        self._app = make_app(hub, acp)
+        self._app, self._routes = make_app(hub, acp)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)  # type: ignore[arg-type]
             return
-        if scope["type"] == "http":
-            receive, send = finishing(scope, receive, send)
         headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1")
-            for name, value in scope["headers"]
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
-        if ":authority" in headers:
-            headers.setdefault("host", headers[":authority"])
         is_websocket = scope["type"] == "websocket"
         if is_websocket:
             headers.setdefault("sec-websocket-protocol", ",".join(scope.get("subprotocols", ())))
-        path = scope["path"]
-        head = Head(
-            scope.get("method", "GET"),
-            path,
-            scope.get("query_string", b"").decode("latin-1"),
-            headers,
-            upgrade=is_websocket,
-        )
+        else:
+            receive, send = finishing(scope, headers, receive, send)
+        path, method = scope["path"], scope.get("method", "GET")
+        query = scope.get("query_string", b"").decode("latin-1")
+        head = Head(method, path, query, headers, upgrade=is_websocket)
         refusal = decide(head, self._hub.policy)
         if not is_websocket and "origin" in headers:
             send = _with_cors(send, headers["origin"] if refusal is None else None)
         page = None
         # A page is no secret, and a browser's first request cannot carry a token.
         welcome = refusal is None or refusal.kind is ErrorKind.AUTH_REQUIRED
-        if welcome and not is_websocket and scope["method"] in ("GET", "HEAD"):
+        if welcome and not is_websocket and method in ("GET", "HEAD"):
             page = await self._page(path, headers)
         if page is not None:
-            await _send_answer(page, send, head=scope["method"] == "HEAD")
+            await _send_answer(page, send, head=method == "HEAD")
         elif refusal is not None:
-            await _send_answer(_error_answer(refusal), send, websocket=is_websocket)
+            await _send_answer(error_answer(refusal), send, websocket=is_websocket)
         elif is_preflight(head):
             await _send_answer(Answer(204, b"", _PREFLIGHT), send)
-        elif is_websocket or scope["method"] != "GET":
+        elif is_websocket:
             await self._app(scope, receive, send)  # type: ignore[arg-type]
-        elif self._hub.profile_at(path) is not None:
-            await _until_gone(receive, send, lambda: self._acp.stream(headers, send))
-        elif (feed_id := _event_path(path)) is not None:
-            await _until_gone(receive, send, lambda: self._events(feed_id, head, send))
+        elif method in ("GET", "POST") and self._hub.profile_at(path) is not None:
+            if method == "GET":
+                await _while_there(scope, send, self._acp.stream(headers, send))
+            else:
+                await _while_there(scope, send, self._post(headers, scope, receive))
+        elif (found := self._routes.find(method, path)) is None:
+            await self._app(scope, receive, send)  # type: ignore[arg-type]
+        elif found[0].stream:
+            await _while_there(scope, send, self._events(found[1].get("sessionId", ""), head, send))
         else:
-            await self._app(scope, receive, send)  # type: ignore[arg-type]
+            await _while_there(scope, send, self._operation(*found, headers, scope, receive))
+
+    async def _post(
+        self, headers: Mapping[str, str], scope: dict[str, Any], receive: Receive
+    ) -> Answer:
+        """One message of an ACP client."""
+        try:
+            body = await read_body(receive, headers, self._hub.settings.max_message_bytes)
+            loopback = _is_loopback(scope)
+            return await self._acp.post(scope["path"], headers, body, loopback=loopback)
+        except Exception as exc:
+            return _failure(exc, scope["path"], scope, self._hub)
+
+    async def _operation(
+        self,
+        row: Operation,
+        parameters: Mapping[str, Any],
+        headers: Mapping[str, str],
+        scope: dict[str, Any],
+        receive: Receive,
+    ) -> Answer:
+        async def body() -> bytes:
+            return await read_body(receive, headers, self._hub.settings.max_message_bytes)
+
+        try:
+            asked = Asked(headers, scope["query_string"], _is_loopback(scope), body)
+            return await self._routes.answer(row, parameters, asked)
+        except Exception as exc:
+            return _failure(exc, scope["path"], scope, self._hub)
 
     async def _page(self, path: str, headers: dict[str, str]) -> Answer | None:
         """A file of the web client, if the path is one."""
@@ -233,37 +262,20 @@ class GatewayAsgi:
             feed = manager.get(session_id) if session_id else manager.feed
             stream = EventStream(self._hub, feed, head.headers, head.query)
         except GatewayError as exc:
-            return _error_answer(exc)
+            return error_answer(exc)
         await stream.run(send)
         return None
 
 
-async def _until_gone(
-    receive: Receive, send: Send, serve: Callable[[], Awaitable[Answer | None]]
+async def _while_there(
+    scope: dict[str, Any], send: Send, serving: Coroutine[Any, Any, Answer | None]
 ) -> None:
-    """Serve a stream until it ends or the client has gone."""
-    async with trio.open_nursery() as nursery:
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch)
-        answer = await serve()
-        if answer is not None:
-            await _send_answer(answer, send)
-        nursery.cancel_scope.cancel()
-
-
-def _event_path(path: str) -> str | None:
-    """The session whose events a path names; empty for the workspace's, None for neither."""
-    if path == "/workspace/events":
-        return ""
-    parts = path.split("/")
-    if len(parts) == 4 and parts[1] == "session" and parts[2] and parts[3] == "events":
-        return parts[2]
-    return None
+    """Serve until it ends or the client has gone; what it gives is sent."""
+    with trio.CancelScope() as there:
+        scope["extensions"][WHEN_GONE](there.cancel)
+        answer = await serving
+    if not there.cancelled_caught and answer is not None:
+        await _send_answer(answer, send)
 
 
 _API = frozenset(row.path.split("/")[1] for row in OPERATIONS.values()) | {"acp", "agents"}

@@ -11,6 +11,8 @@ from acp_gateway.runtime.sessions import SessionManager
 from acp_gateway.transports.acp_agent import AcpAgent
 from acp_gateway.transports.connection import Connection
 from acp_gateway.transports.guards import Policy
+from acp_gateway.transports.keep_alive import KeepAlive
+from acp_gateway.transports.patience import Patience
 from acp_gateway.transports.web_files import WebFiles
 
 
@@ -20,12 +22,15 @@ class Hub:
         self.manager = manager
         self.policy = policy
         self.agent = AcpAgent(manager)
+        self.patience = Patience()
+        self.keep_alive = KeepAlive()
         self.web = WebFiles(settings.web)
         self.connections: dict[str, Connection] = {}
         self.event_streams = 0
         """Open event streams of the daemon's surface."""
         self.began = trio.current_time()
-        self._left = trio.Event()
+        self._left: trio.Event | None = None
+        """Set when somebody leaves, while `empty` waits for it."""
 
     @property
     def default_profile(self) -> AgentProfile:
@@ -62,20 +67,25 @@ class Hub:
 
     def remove(self, connection: Connection) -> None:
         self.connections.pop(connection.id, None)
-        self._left.set()
-        self._left = trio.Event()
+        self._told_of_leaving()
 
     def stream_began(self) -> None:
         self.event_streams += 1
 
     def stream_ended(self) -> None:
         self.event_streams -= 1
-        self._left.set()
-        self._left = trio.Event()
+        self._told_of_leaving()
+
+    def _told_of_leaving(self) -> None:
+        if self._left is not None:
+            self._left.set()
+            self._left = None
 
     async def empty(self) -> None:
         """Return once nobody is connected and no event stream is open."""
         while self.connections or self.event_streams:
+            if self._left is None:
+                self._left = trio.Event()
             await self._left.wait()
 
     def kick_all(self, code: int, reason: str) -> None:

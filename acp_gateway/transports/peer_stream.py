@@ -9,14 +9,16 @@ for ``evict_timeout``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import trio
 
+READ: Final = 64 * 1024
 TLS_PIECE: Final = 64 * 1024
+Part: TypeAlias = bytes | bytearray | memoryview
 _serving: ContextVar[PeerStream | None] = ContextVar("acp_gateway_peer", default=None)
 
 
@@ -27,11 +29,16 @@ def give_up_peer() -> None:
         peer.give_up()
 
 
-def on_peer_progress(told: Callable[[], None]) -> None:
-    """Be told when the peer of the calling request took bytes of a blocked write (HTTP/1.1)."""
+def on_peer_progress(told: Callable[[], None]) -> bool:
+    """Be told when the peer of the calling request took bytes of a blocked write.
+
+    False: nobody will be told, because the request shares its connection (HTTP/2).
+    """
     peer = _serving.get()
-    if peer is not None:
-        peer.on_progress = told
+    if peer is None:
+        return False
+    peer.on_progress = told
+    return True
 
 
 class PeerStream(trio.abc.HalfCloseableStream):
@@ -45,6 +52,8 @@ class PeerStream(trio.abc.HalfCloseableStream):
         self._evict_timeout = evict_timeout
         self._lock = trio.StrictFIFOLock()
         self._broken = False
+        self._more = False
+        """The last read filled its buffer."""
         self.on_progress: Callable[[], None] | None = None
         """Called when the peer took bytes of a blocked write."""
 
@@ -63,6 +72,10 @@ class PeerStream(trio.abc.HalfCloseableStream):
         except (OSError, IndexError):
             return None
 
+    @property
+    def writing(self) -> bool:
+        return self._lock.locked()
+
     def serve_here(self) -> None:
         """Requests of this connection run in tasks that the calling one starts."""
         _serving.set(self)
@@ -79,39 +92,86 @@ class PeerStream(trio.abc.HalfCloseableStream):
             size = len(self._first) if max_bytes is None else max_bytes
             data, self._first = self._first[:size], self._first[size:]
             return data
-        return bytes(await self._stream.receive_some(max_bytes))
+        return await self._receive(READ if max_bytes is None else max_bytes)
+
+    async def _receive(self, max_bytes: int) -> bytes:
+        # Mostly the next message is not there yet: to try first costs a call that fails.
+        ready = self._more
+        while True:
+            if ready:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(self._fd)
+            try:
+                data = os.read(self._fd, max_bytes)
+            except BlockingIOError:
+                ready = False
+            except OSError as exc:
+                raise trio.BrokenResourceError(str(exc)) from None
+            else:
+                self._more = len(data) == max_bytes
+                return data
+
+    @property
+    def _fd(self) -> int:
+        """Asked anew after every wait: the number of a closed socket may be somebody else's."""
+        fd = self.socket.fileno()
+        if fd < 0:
+            raise trio.ClosedResourceError
+        return fd
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Raises `trio.BrokenResourceError` also when the peer stalls."""
-        async with self._lock:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
             if self._broken:
                 raise trio.BrokenResourceError("an earlier write was cut short")
             # Half a frame on the wire makes the stream useless, whatever stopped the write.
             self._broken = True
             await self._send(memoryview(data))
             self._broken = False
+        finally:
+            self._lock.release()
+
+    async def send_at_once(self, *parts: Part) -> None:
+        """Like `send_all`, for a message in parts, but not to be cancelled. Nobody else gets a turn
+        if the socket takes all.
+        """
+        rest: Sequence[Part] = parts
+        if not (self._lock.locked() or self._broken):
+            rest = self._write(parts)
+        if rest:
+            # The lock, being free, is taken before another task can write in between.
+            with trio.CancelScope(shield=True):
+                await self.send_all(rest[0] if len(rest) == 1 else b"".join(rest))
+
+    def _write(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """Give the socket what it takes; gives back the rest."""
+        try:
+            sent = os.writev(self._fd, parts)
+        except BlockingIOError:
+            return parts
+        except OSError as exc:
+            raise trio.BrokenResourceError(str(exc)) from None
+        if self.on_progress is not None:
+            self.on_progress()
+        for index, part in enumerate(parts):
+            if sent < len(part):
+                return [memoryview(part)[sent:], *parts[index + 1 :]]
+            sent -= len(part)
+        return ()
 
     async def _send(self, data: memoryview) -> None:
-        sock = self.socket
         await trio.lowlevel.checkpoint()
-        while data:
-            # Asked anew after every wait: the number of a closed socket may be somebody else's.
-            fd = sock.fileno()
-            if fd < 0:
-                raise trio.ClosedResourceError
-            try:
-                sent = os.write(fd, data)
-            except BlockingIOError:
-                with trio.move_on_after(self._evict_timeout) as scope:
-                    await trio.lowlevel.wait_writable(fd)
-                if scope.cancelled_caught:
-                    raise self._given_up() from None
-                continue
-            except OSError as exc:
-                raise trio.BrokenResourceError(str(exc)) from None
-            data = data[sent:]
-            if self.on_progress is not None:
-                self.on_progress()
+        rest: Sequence[Part] = [data]
+        while rest := self._write(rest):
+            with trio.move_on_after(self._evict_timeout) as scope:
+                await trio.lowlevel.wait_writable(self._fd)
+            if scope.cancelled_caught:
+                raise self._given_up() from None
 
     def _given_up(self) -> trio.BrokenResourceError:
         # Its reader has to notice too: hypercorn would wait on for the next request.
@@ -126,8 +186,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
             await self._stream.send_eof()
 
     async def aclose(self) -> None:
-        with trio.move_on_after(self._evict_timeout):
-            await self._stream.aclose()
+        await self._stream.aclose()
 
 
 class TlsPeerStream(PeerStream):
@@ -151,6 +210,12 @@ class TlsPeerStream(PeerStream):
     def socket(self) -> trio.socket.SocketType:
         return self.transport_stream.socket
 
+    async def _receive(self, max_bytes: int) -> bytes:
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    def _write(self, parts: Sequence[Part]) -> Sequence[Part]:
+        return parts
+
     async def _send(self, data: memoryview) -> None:
         for start in range(0, len(data), TLS_PIECE):
             with trio.move_on_after(self._evict_timeout) as scope:
@@ -159,6 +224,10 @@ class TlsPeerStream(PeerStream):
                 raise self._given_up()
             if self.on_progress is not None:
                 self.on_progress()
+
+    async def aclose(self) -> None:
+        with trio.move_on_after(self._evict_timeout):
+            await self._stream.aclose()
 
     async def send_eof(self) -> None:
         raise AttributeError  # TLS has no half-close; hypercorn expects it to be absent

@@ -1,4 +1,4 @@
-"""What is left of a request's body when the answer begins.
+"""A request's body: reading it, and what is left of it when the answer begins.
 
 An answer may not need the body: a refusal, an unknown path, a wrong method. On HTTP/1.1 the rest
 must be taken off the wire all the same, or the next request of the connection cannot be read
@@ -7,10 +7,11 @@ must be taken off the wire all the same, or the next request of the connection c
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import trio
+from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -19,19 +20,45 @@ PATIENCE: Final = 1.0
 """Seconds that an answer waits for the rest."""
 WORTH_TAKING: Final = 1024 * 1024
 """Bytes; a longer body ends the connection instead."""
+BODY_TIMEOUT: Final = 60
+"""Seconds in which a body must be there."""
+WHEN_GONE: Final = "acp_gateway.when_gone"
+"""Extension of the ASGI scope: takes a function that is called once the client has gone."""
 
 
-def finishing(scope: dict[str, Any], receive: Receive, send: Send) -> tuple[Receive, Send]:
+async def read_body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
+    """The whole body. Raises werkzeug's `RequestEntityTooLarge` and `RequestTimeout`."""
+    size = headers.get("content-length", "")
+    if size.isdecimal() and int(size) > limit and "transfer-encoding" not in headers:
+        raise RequestEntityTooLarge
+    pieces, total, more = [], 0, True
+    with trio.move_on_after(BODY_TIMEOUT) as scope:
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                # Whoever waits for the body is cancelled then.
+                await trio.sleep_forever()
+            piece = message.get("body", b"")
+            more = message.get("more_body", False)
+            pieces.append(piece)
+            total += len(piece)
+            if total > limit:
+                raise RequestEntityTooLarge
+    if scope.cancelled_caught:
+        raise RequestTimeout
+    return b"".join(pieces)
+
+
+def finishing(
+    scope: dict[str, Any], headers: Mapping[str, str], receive: Receive, send: Send
+) -> tuple[Receive, Send]:
     """``receive`` and ``send`` of a request, for an application that may not read the body."""
-    headers = {name.lower(): value for name, value in scope["headers"]}
-    size = headers.get(b"content-length", b"0")
-    chunked = b"transfer-encoding" in headers
-    if scope["http_version"] not in ("1.0", "1.1"):
+    size = headers.get("content-length", "0")
+    chunked = "transfer-encoding" in headers
+    if scope["http_version"] not in ("1.0", "1.1") or not (chunked or size.strip("0")):
         return receive, send
     small = chunked or (size.isdigit() and int(size) <= WORTH_TAKING)
     complete = trio.Event()
-    if not chunked and not size.strip(b"0"):
-        complete.set()
 
     async def receiving() -> dict[str, Any]:
         message = await receive()
@@ -56,11 +83,6 @@ def finishing(scope: dict[str, Any], receive: Receive, send: Send) -> tuple[Rece
             if not complete.is_set() and b"connection" not in named:
                 close = (b"connection", b"close")
                 message = {**message, "headers": [*message["headers"], close]}
-        last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        # Within the last send the server tells the application that its client has gone, and only
-        # then ends the connection or makes it ready for the next request: cancelled by the first,
-        # it would do neither. Each write has a deadline of its own.
-        with trio.CancelScope(shield=last):
-            await send(message)
+        await send(message)
 
     return receiving, sending

@@ -1,4 +1,4 @@
-"""Writes an event stream through ASGI, in pieces, and sees whether its peer still reads."""
+"""Writes an event stream through ASGI, and sees whether its peer still reads."""
 
 from __future__ import annotations
 
@@ -25,20 +25,31 @@ class SseWriter:
         self._scope = trio.CancelScope()
         # Over HTTP/1.1 the socket tells; a stream of HTTP/2 can stall alone, while its socket
         # moves, and counts piece by piece.
-        on_peer_progress(self._progressed)
+        self._in_pieces = not on_peer_progress(self._progressed)
 
     async def write(self, data: bytes) -> None:
         """Raises `trio.TooSlowError` when the peer takes nothing for ``evict_timeout``."""
-        async with self._lock:
-            for start in range(0, len(data), PIECE):
-                piece = data[start : start + PIECE]
-                with trio.fail_after(self._evict) as self._scope:
-                    await self._send(
-                        {"type": "http.response.body", "body": piece, "more_body": True}
-                    )
-                self.moved()
-                # After a client has gone hypercorn's send returns at once, without a checkpoint.
-                await trio.lowlevel.checkpoint()
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
+            if self._in_pieces:
+                for start in range(0, len(data), PIECE):
+                    await self._write(data[start : start + PIECE])
+            else:
+                await self._write(data)
+        finally:
+            self._lock.release()
+
+    async def _write(self, data: bytes) -> None:
+        with trio.CancelScope(deadline=trio.current_time() + self._evict) as self._scope:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self._scope.cancelled_caught:
+            raise trio.TooSlowError
+        self.moved()
+        # After a client has gone hypercorn's send returns at once, without a checkpoint.
+        await trio.lowlevel.checkpoint()
 
     def _progressed(self) -> None:
         self._scope.deadline = trio.current_time() + self._evict

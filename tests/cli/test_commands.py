@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -37,6 +38,28 @@ def test_quick_commands_import_nothing_slow(argv: list[str]) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_port_opens_before_the_slow_libraries_are_imported() -> None:
+    slow = ("quart", "quart_trio", "werkzeug", "hypercorn", "trio_websocket", "jsonrpcserver")
+    code = (
+        "import sys, acp_gateway.cli.serve, acp_gateway.daemon\n"
+        f"found = sorted(set({slow!r}) & set(sys.modules))\n"
+        "sys.exit(f'imported: {found}' if found else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_optional_library_is_left_out_for_a_while() -> None:
+    name = "this_is_no_module"
+    with base.without(name), pytest.raises(ImportError):
+        importlib.import_module(name)
+    assert name not in sys.modules
+    with base.without("json"):
+        assert importlib.import_module("json") is json
 
 
 def test_the_module_runs_as_the_command() -> None:

@@ -172,6 +172,7 @@ async def status(call: Call) -> Any:
                 "policy": settings.permission_policy,
             },
             "channel": {"live": manager.pool.alive},
+            "process": {"tasks": trio.lowlevel.current_statistics().tasks_living},
             "transport": {
                 "restSseActive": hub.event_streams,
                 "acp": {"enabled": True, "connections": len(hub.connections)},

@@ -1,4 +1,7 @@
-"""The REST routes: one for each row of `protocol.extensions` (with `http_app` the home of quart).
+"""The REST routes: one for each row of `protocol.extensions`.
+
+They need little of a request, `Asked`, so that a call costs no request object of the web framework;
+the map of paths is the framework's own, and its application serves what the map refuses.
 
 Bodies: what is no JSON object counts as ``{}``; only broken JSON and a body that claims to be
 something else are errors. ``__proto__``, ``constructor`` and ``prototype`` are dropped.
@@ -7,20 +10,22 @@ something else are errors. ``__proto__``, ``constructor`` and ``prototype`` are 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qsl
 
-from quart import Response, request
+import attrs
 from quart_trio import QuartTrio
-from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.protocol.extensions import OPERATIONS, Access, Operation
-from acp_gateway.transports.guards import is_loopback_address
+from acp_gateway.transports.acp_http import Answer
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.operations.access import check_access
-from acp_gateway.transports.operations.call import Call, Caller, Handler, Reply
+from acp_gateway.transports.operations.call import Call, Caller, Reply
 from acp_gateway.transports.operations.table import HANDLERS
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
 
@@ -28,8 +33,23 @@ _PARAMETER: Final = re.compile(r"{(\w+)}")
 _DROPPED: Final = ("__proto__", "constructor", "prototype")
 _NO_JSON: Final = ("", "text/plain", "application/x-www-form-urlencoded")
 """What programs send that never meant to say what the body is."""
+JSON: Final = (("content-type", "application/json; charset=utf-8"),)
+KNOWN_PATHS: Final = 512
+KNOWN_LENGTH: Final = 256
 RETRY_AFTER: Final = "5"
 """Seconds after which a refusal for want of room is worth another try."""
+
+Found: TypeAlias = tuple[Operation, Mapping[str, Any]]
+
+
+@attrs.define
+class Asked:
+    """What a route has to know of a request. Header names are in lower case."""
+
+    headers: Mapping[str, str]
+    query: bytes
+    loopback: bool
+    body: Callable[[], Awaitable[bytes]]
 
 
 class _Anything(BaseConverter):
@@ -39,18 +59,59 @@ class _Anything(BaseConverter):
     part_isolating = False
 
 
-def register(app: QuartTrio, hub: Hub) -> None:
-    app.url_map.converters["anything"] = _Anything
-    app.url_map.merge_slashes = False
-    for row in OPERATIONS.values():
-        rule = _PARAMETER.sub(_werkzeug_parameter, row.path)
-        view = _only_get if row.stream else _view(row, HANDLERS[row.name], hub)
-        app.add_url_rule(rule, row.name, view, methods=[row.method])
+class Routes:
+    """The rows in the map of an application, and the answers to them."""
 
+    def __init__(
+        self, app: QuartTrio, hub: Hub, view: Callable[[Operation], Callable[..., Any]]
+    ) -> None:
+        """``view`` makes what the application itself calls for a row."""
+        self._hub = hub
+        app.url_map.converters["anything"] = _Anything
+        app.url_map.merge_slashes = False
+        for row in OPERATIONS.values():
+            rule = _PARAMETER.sub(_werkzeug_parameter, row.path)
+            app.add_url_rule(rule, row.name, view(row), methods=[row.method])
+        self._paths = app.url_map.bind("")
+        self._find_known = lru_cache(KNOWN_PATHS)(self._find)
 
-async def _only_get(**_: str) -> Response:
-    """HEAD of a stream; its GET is served before the routes."""
-    raise MethodNotAllowed(valid_methods=["GET"])
+    def find(self, method: str, path: str) -> Found | None:
+        """The row that a path and its very method name, and the path's parameters."""
+        # Programs ask for the same few paths again and again.
+        return (
+            self._find_known(method, path) if len(path) < KNOWN_LENGTH else self._find(method, path)
+        )
+
+    def _find(self, method: str, path: str) -> Found | None:
+        try:
+            name, parameters = self._paths.match(path, method)
+        except HTTPException:
+            return None
+        row = OPERATIONS.get(name)
+        return None if row is None or row.method != method else (row, parameters)
+
+    async def answer(self, row: Operation, path: Mapping[str, Any], asked: Asked) -> Answer:
+        """Raises `GatewayError`, and what ``asked.body`` raises."""
+        check_access(row, self._hub)
+        params = dict(path)
+        if row.method not in ("GET", "DELETE"):
+            params = {**_object(await asked.body(), asked.headers), **params}
+        elif asked.query:
+            params = {**_query(asked.query), **params}
+        headers = asked.headers
+        call = Call(
+            hub=self._hub,
+            caller=Caller(claimed=headers.get("x-qwen-client-id"), loopback=asked.loopback),
+            params=params,
+            idempotency_key=headers.get("idempotency-key"),
+            reads=row.access is Access.READ,
+        )
+        told = await HANDLERS[row.name](call)
+        reply = told if isinstance(told, Reply) else Reply(body=told)
+        status = reply.status or row.success
+        if status == 204:
+            return Answer(204, b"", tuple(reply.headers.items()))
+        return Answer(status, dumps(reply.body), (*JSON, *reply.headers.items()))
 
 
 def _werkzeug_parameter(match: re.Match[str]) -> str:
@@ -58,37 +119,22 @@ def _werkzeug_parameter(match: re.Match[str]) -> str:
     return f"<anything:{name}>" if name == "workspace" else f"<{name}>"
 
 
-def _view(row: Operation, handler: Handler, hub: Hub) -> Callable[..., Awaitable[Response]]:
-    async def view(**path: str) -> Response:
-        check_access(row, hub)
-        body = await _body() if row.method not in ("GET", "DELETE") else {}
-        query = {} if row.method not in ("GET", "DELETE") else dict(request.args)
-        caller = Caller(
-            claimed=request.headers.get("x-qwen-client-id"),
-            loopback=is_loopback_address((request.scope.get("client") or (None,))[0]),
-        )
-        call = Call(
-            hub=hub,
-            caller=caller,
-            params={**body, **query, **path},
-            idempotency_key=request.headers.get("idempotency-key"),
-            reads=row.access is Access.READ,
-        )
-        return _response(row, await handler(call))
-
-    return view
+def _query(query: bytes) -> dict[str, str]:
+    """The first value of each name."""
+    text = query.decode(errors="replace")
+    pairs = parse_qsl(text, keep_blank_values=True, errors="werkzeug.url_quote")
+    return dict(reversed(pairs))
 
 
-async def _body() -> dict[str, Any]:
-    data = await request.get_data(cache=False)
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
+def _object(data: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    coding = headers.get("content-encoding", "identity").strip().lower()
     if data and coding not in ("", "identity"):
         raise GatewayError(
             ErrorKind.UNSUPPORTED_MEDIA_TYPE,
             f"The body is encoded as {coding}",
             remedy="send it as it is, without Content-Encoding",
         )
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media = headers.get("content-type", "").partition(";")[0].strip().lower()
     if not data or media in _NO_JSON:
         return {}
     if media != "application/json" and not media.endswith("+json"):
@@ -110,36 +156,13 @@ async def _body() -> dict[str, Any]:
     return {key: item for key, item in value.items() if key not in _DROPPED}
 
 
-def _response(row: Operation, answer: Any) -> Response:
-    reply = answer if isinstance(answer, Reply) else Reply(body=answer)
-    status = reply.status or row.success
-    if status == 204:
-        response = Response(b"", 204)
-        del response.headers["content-type"]
-    else:
-        response = json_response(reply.body, status)
-    for name, value in reply.headers.items():
-        response.headers[name] = value
-    return response
-
-
-def json_response(body: Any, status: int = 200) -> Response:
-    return Response(dumps(body), status, content_type="application/json; charset=utf-8")
-
-
-def error_response(exc: GatewayError) -> Response:
+def error_answer(exc: GatewayError) -> Answer:
+    """A REST error: JSON, when to try again, how to sign in."""
     status, body = exc.to_http()
-    response = json_response(body, status)
-    for name, value in error_headers(exc):
-        response.headers[name] = value
-    return response
-
-
-def error_headers(exc: GatewayError) -> list[tuple[str, str]]:
-    """What the answer says beside its body: when to try again, how to sign in."""
-    status, headers = exc.kind.http_status, []
-    if status in (429, 503) or (status == 409 and exc.kind.retryable):
-        headers.append(("retry-after", RETRY_AFTER))
+    headers: tuple[tuple[str, str], ...] = JSON
+    status_of_kind = exc.kind.http_status
+    if status_of_kind in (429, 503) or (status_of_kind == 409 and exc.kind.retryable):
+        headers += (("retry-after", RETRY_AFTER),)
     if exc.kind is ErrorKind.AUTH_REQUIRED:
-        headers.append(("www-authenticate", "Bearer"))
-    return headers
+        headers += (("www-authenticate", "Bearer"),)
+    return Answer(status, dumps(body), headers)
