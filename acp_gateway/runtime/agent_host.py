@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -259,9 +260,17 @@ class AgentHost(AgentRpc):
     # ---- pipes ----------------------------------------------------------------------------------
 
     def write(self, line: bytes) -> None:
-        """Queue a line; an agent that does not take it in time is ended."""
-        self._out.append(line)
-        self._out_bytes += len(line)
+        """Send a line, or queue what its pipe does not take; an agent that does not take it in
+        time is ended."""
+        data = line + b"\n"
+        if not self._out_bytes:
+            # Mostly the pipe is empty: a task less on the way of a prompt.
+            with suppress(OSError, trio.ClosedResourceError):  # the writer will find out
+                data = data[os.write(self.process.stdin.fileno(), data) :]
+            if not data:
+                return
+        self._out.append(data)
+        self._out_bytes += len(data)
         if self._out_bytes > self._settings.max_agent_line_bytes * 2:
             self.end(self._stalled())
         self._out_wakeup.set()
@@ -279,9 +288,8 @@ class AgentHost(AgentRpc):
             while True:
                 await self._out_wakeup.wait()
                 while self._out:
-                    lines, self._out = self._out, []
-                    lines.append(b"")
-                    data = memoryview(b"\n".join(lines))
+                    data = memoryview(b"".join(self._out))
+                    self._out.clear()
                     for start in range(0, len(data), READ_BYTES):
                         with trio.fail_after(STDIN_STALL):
                             await stdin.send_all(data[start : start + READ_BYTES])

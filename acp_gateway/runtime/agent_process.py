@@ -78,9 +78,11 @@ class AgentProcess:
         log.debug("agent_started", agent=self._profile.name, pid=self.pid)
 
     @property
-    def stdin(self) -> trio.abc.SendStream:
-        assert self._process is not None and self._process.stdin is not None
-        return self._process.stdin
+    def stdin(self) -> trio.lowlevel.FdStream:
+        assert self._process is not None
+        stdin = self._process.stdin
+        assert isinstance(stdin, trio.lowlevel.FdStream)
+        return stdin
 
     @property
     def stdout(self) -> trio.lowlevel.FdStream:
