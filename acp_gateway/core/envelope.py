@@ -7,7 +7,7 @@ unread. Synthetic frames, which belong to one stream and not to the session, hav
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.protocol.events import AGENT_NOTIFICATION
 from acp_gateway.wire.json_codec import dumps
 from acp_gateway.wire.jsonrpc import notice_data, open_line, params_of
+from acp_gateway.wire.large_line import large_params
 
 NOTIFY: Final = "_qwen/notify"
 """The ACP notification that carries the gateway's own events."""
@@ -48,19 +49,20 @@ def sse_envelopes(records: Sequence[Record]) -> list[bytes]:
 def _parts(record: Record, kind: bytes) -> tuple[bytes, ...]:
     return (
         b'{"id":%d,"v":1,"type":"%b","data":' % (record.id, kind),
-        _data(record),
+        *_data(record),
         _tail(record.prompt_id, record.client, record.time),
     )
 
 
-def _data(record: Record) -> bytes:
+def _data(record: Record) -> Iterable[bytes]:
     if record.kind is not Kind.NOTICE:
-        return params_of(record.line)
+        data = record.data
+        return (params_of(data),) if isinstance(data, bytes) else large_params(data)
     if record.name.startswith("_"):
         line = open_line(record.line)
         told = {"sessionId": line.params_object().get("sessionId"), "method": line.method}
-        return dumps({**told, "params": msgspec.Raw(bytes(line.params) or b"null")})
-    return notice_data(record.line)
+        return (dumps({**told, "params": msgspec.Raw(bytes(line.params) or b"null")}),)
+    return (notice_data(record.line),)
 
 
 @lru_cache(maxsize=256)

@@ -15,6 +15,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from acp_gateway.wire.large_line import Pieces
+
 Framing: TypeAlias = Callable[[Sequence["Record"]], list[bytes]]
 """Records as a transport sends them: bytes to be written one behind the other."""
 
@@ -37,7 +39,8 @@ class Kind(IntEnum):
 
 
 class Record(msgspec.Struct, gc=False, eq=False):
-    """One event. ``line`` is the ACP notification as JSON bytes without a line end.
+    """One event. ``data`` is the ACP notification as JSON bytes without a line end, of a large one
+    in pieces.
 
     A struct that the cyclic garbage collector never looks at: a ring holds thousands.
     """
@@ -46,7 +49,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
     name: str
     """The update kind (``agent_message_chunk`` …), the event type of a notice, or the method of
     an agent's extension notification (begins with ``_``)."""
-    line: bytes
+    data: bytes | Pieces
     time: float
     """Unix time in seconds."""
     prompt_id: str | None = None
@@ -57,6 +60,12 @@ class Record(msgspec.Struct, gc=False, eq=False):
     id: int = 0
     end: int = 0
     """Bytes of all records up to and with this one."""
+
+    @property
+    def line(self) -> bytes:
+        """``data`` as one; a large one is copied."""
+        data = self.data
+        return data if isinstance(data, bytes) else data.join()
 
 
 class EventRing:
@@ -94,7 +103,7 @@ class EventRing:
     def append(self, record: Record) -> int:
         """Number the record and keep it. Does not evict: the caller knows the floor."""
         self.last_id = record.id = self.last_id + 1
-        self.total_bytes = record.end = self.total_bytes + len(record.line)
+        self.total_bytes = record.end = self.total_bytes + len(record.data)
         self._records.append(record)
         if record.origin is not None:
             self._owned.append(record.id)
@@ -102,7 +111,7 @@ class EventRing:
 
     def extend(
         self,
-        lines: Sequence[bytes],
+        lines: Sequence[bytes | Pieces],
         name: str,
         time: float,
         prompt_id: str | None,
@@ -195,10 +204,11 @@ class EventRing:
             return [], stop
         # A batch with somebody's echo differs from reader to reader and is never shared.
         shareable = not self._owned or self._unowned(cursor, stop)
-        if self._records[stop - self.first_id].end - self._start_of(cursor) > budget:
+        size = self._records[stop - self.first_id].end - self._start_of(cursor)
+        if size > budget:
             stop = self.stop_within(cursor, budget)
             shareable = False
-        if not shareable:
+        if not shareable or size > _SHARED_BYTES:
             found = self.read(cursor, stop)
             return framing([r for r in found if r.origin is None or r.origin != skip_origin]), stop
         key = (framing, cursor, stop)

@@ -31,7 +31,10 @@ _STATES: Final = frozenset(
 (some agents tell their usage with every chunk)."""
 _REPLACING: Final = _STATES | {"plan"}
 _BLOCK: Final = 64
-"""Records that are looked at together."""
+"""Records that are looked at together, if they are small."""
+_BLOCK_BYTES: Final = 256 * 1024
+_WHOLE: Final = 64 * 1024
+"""A chunk with more bytes is kept apart and not merged."""
 MAX_MERGED: Final = 512 * 1024
 """Bytes of a merged message: a known client dies on a message over 1 MiB."""
 
@@ -56,7 +59,7 @@ class Transcript:
         """Records that left the ring, oldest first."""
         told = [record for record in records if record.kind is not Kind.NOTICE]
         self._raw += told
-        self._raw_bytes += sum([len(record.line) for record in told])
+        self._raw_bytes += sum([len(record.data) for record in told])
         if self._raw_bytes > self.max_bytes // 4:
             # As many again as came in: all at once would hold up every session of the daemon.
             self._compact(2 * len(records), self.max_bytes // 2)
@@ -83,7 +86,7 @@ class Transcript:
         while raw and (least > 0 or self._raw_bytes > raw_bytes):
             taken = self._merge(list(islice(raw, _BLOCK)), changed)
             for _ in range(taken):
-                self._raw_bytes -= len(raw.popleft().line)
+                self._raw_bytes -= len(raw.popleft().data)
             least -= taken
         for entry in changed:
             # A tool call sends its output again and again: only the last state counts.
@@ -97,15 +100,35 @@ class Transcript:
         Most chunks of a run differ in nothing but their text: they are joined as bytes, many at
         once, and not decoded. What is not so goes through `_fold`.
         """
-        run = self._run
-        if run is not None and block[0].name in _CHUNKS:
+        run, first = self._run, block[0]
+        if not isinstance(first.data, bytes) or (
+            len(first.data) > _WHOLE and first.name in _CHUNKS
+        ):
+            self._put_whole(first)
+            return 1
+        if block[-1].end - first.end > _BLOCK_BYTES:
+            block = block[:1]
+        if run is not None and first.name in _CHUNKS:
             alike, grown = run.append_like([record.line for record in block])
             if alike:
                 run.last = block[alike - 1]
                 self._resize(run, run.size + grown)
                 return alike
-        self._fold(block[0], changed)
+        self._fold(first, changed)
         return 1
+
+    def _put_whole(self, record: Record) -> None:
+        """Keep a large record as it is: to decode it would hold up every session."""
+        size = len(record.data)
+        if size > self.max_bytes // 4:
+            self.truncated = True  # one message is not worth all that was said before
+            return
+        self._run = None
+        if record.name not in _CHUNKS:
+            self._tools.clear()  # what follows may be about the tool call in there
+        self._entries[self._next_key] = _Entry(self._next_key, None, {}, record)
+        self._next_key += 1
+        self._entry_bytes += size
 
     def _fold(self, record: Record, changed: set[_Entry]) -> None:
         line = record.line
@@ -164,19 +187,22 @@ class Transcript:
 
 
 class _Entry:
-    """One message of the history; the text of a run of chunks is joined when it is read."""
+    """One message of the history; the text of a run of chunks is joined when it is read.
+
+    Without a ``message`` it is its record, unread.
+    """
 
     __slots__ = ("_around", "_text", "key", "last", "message", "size", "update")
 
     def __init__(
-        self, key: int, message: dict[str, Any], update: dict[str, Any], record: Record
+        self, key: int, message: dict[str, Any] | None, update: dict[str, Any], record: Record
     ) -> None:
         self.key = key
         self.message = message
         self.update = update
         self.last = record
         """The newest record in it."""
-        self.size = len(record.line)
+        self.size = len(record.data)
         self._text: list[bytes] = []
         """What was appended, encoded."""
         self._around = (b"\n", b"")  # no line begins so
@@ -233,7 +259,7 @@ class _Entry:
 
     def as_record(self) -> Record:
         last = self.last
-        name = str(self.update.get("sessionUpdate"))
+        name = str(self.update.get("sessionUpdate")) if self.message else last.name
         record = Record(
             Kind.UPDATE, name, self.line(), last.time, last.prompt_id, None, last.client
         )
@@ -241,6 +267,8 @@ class _Entry:
         return record
 
     def line(self) -> bytes:
+        if self.message is None:
+            return self.last.line
         if self._text:
             first = dumps(self.update["content"]["text"])[1:-1]
             self.update["content"]["text"] = loads(b'"' + first + b"".join(self._text) + b'"')

@@ -25,6 +25,7 @@ from acp_gateway.runtime.agent_rpc import AgentRpc
 from acp_gateway.runtime.redact import redact
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.runtime.watchdog import Watchdog
+from acp_gateway.wire.large_line import LARGE
 from acp_gateway.wire.ndjson import LineSplitter
 
 log = structlog.get_logger("acp_gateway.agent")
@@ -59,7 +60,7 @@ class AgentHost(AgentRpc):
         self._out_bytes = 0
         self._out_wakeup = Wakeup()
         self._stop = trio.Event()
-        self._splitter = LineSplitter(settings.max_agent_line_bytes)
+        self._splitter = LineSplitter(settings.max_agent_line_bytes, LARGE)
         self._stdout_done = trio.Event()
 
     @property
@@ -328,6 +329,9 @@ class AgentHost(AgentRpc):
                 if self._splitter.dropped:
                     self.log_garbage(b"(a line over the size limit)")
                     self._splitter.dropped = 0
+                large = self._splitter.take_large()
+                if large is not None:
+                    await self._relay(large)
                 links = self.handle(lines)
                 for link in links:
                     link.wake()
@@ -343,3 +347,11 @@ class AgentHost(AgentRpc):
         finally:
             self._stdout_done.set()
         await self._hung_up("output")
+
+    async def _relay(self, parts: list[bytes]) -> None:
+        for link in self.handle_large(parts):
+            if link is not None:
+                link.wake()
+                if link.over_flow:
+                    await link.flow()
+            await trio.lowlevel.checkpoint()

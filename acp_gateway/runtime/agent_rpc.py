@@ -7,7 +7,7 @@ Everything here is synchronous and in wire order; nothing is awaited for an upda
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -25,6 +25,7 @@ from acp_gateway.wire.jsonrpc import (
     peek_updates,
     request_bytes,
 )
+from acp_gateway.wire.large_line import Pieces, peek_large, relay
 
 log = structlog.get_logger("acp_gateway.agent")
 
@@ -38,6 +39,7 @@ class AgentLink(Protocol):
     """What a host tells a session; all calls are synchronous and in wire order."""
 
     def on_updates(self, lines: list[bytes], kind: str, now: float) -> None: ...
+    def on_large_update(self, line: bytes | Pieces, kind: str, now: float) -> None: ...
     def on_agent_request(self, host: AgentRpc, id: bytes, method: str, params: Any) -> None: ...
     def on_agent_notification(self, method: str, params: dict[str, Any], line: bytes) -> None: ...
     def wake(self) -> None: ...
@@ -181,6 +183,27 @@ class AgentRpc:
                 link.on_updates(run, kind, now)
                 touched.add(link)
         return touched
+
+    def handle_large(self, parts: list[bytes]) -> Iterator[AgentLink | None]:
+        """Take in one line of megabytes, step by step: others may have a turn after each.
+
+        Gives the session that got something, if any did.
+        """
+        head = peek_large(parts)
+        link = None if head is None else self.sessions.get(head.session_id)
+        if head is None or link is None:
+            yield from self.handle([b"".join(parts)])
+            return
+        now = time.time()
+        try:
+            for line in relay(parts, head):
+                if line is None:
+                    yield None
+                else:
+                    link.on_large_update(line, head.kind, now)
+                    yield link
+        except InvalidMessage:
+            self.log_garbage(parts[0])
 
     def _handle_other(self, line: bytes, now: float, touched: set[AgentLink]) -> None:
         if not line or line.isspace():

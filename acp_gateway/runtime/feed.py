@@ -75,7 +75,7 @@ class Feed:
         if self.sealed:
             return
         self.ring.append(record)
-        self._budget.total += len(record.line)
+        self._budget.total += len(record.data)
         if self.ring.full or self._budget.over:
             self._trim()
 

@@ -6,7 +6,7 @@ How far a slow client may hold up the agent is decided in `SessionFeed.flow`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
@@ -14,7 +14,6 @@ import trio
 from acp_gateway.config import Settings
 from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.core.outlet import Subscription
-from acp_gateway.core.text_split import SPLIT_BYTES, split_update
 from acp_gateway.core.transcript import Transcript
 from acp_gateway.core.turn_queue import Turn, TurnQueue
 from acp_gateway.runtime.feed import Feed
@@ -24,6 +23,7 @@ from acp_gateway.runtime.session_state import SessionState
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.wire.json_codec import dumps, loads, valid_utf8
 from acp_gateway.wire.jsonrpc import notification_bytes
+from acp_gateway.wire.large_line import SPLIT_BYTES, Pieces, split_update
 
 if TYPE_CHECKING:
     from acp_gateway.core.mediator import Question
@@ -120,7 +120,18 @@ class SessionFeed(Feed):
         if self.agent_id != self.id:
             lines = [self._renamed(line) for line in lines]
         if len(block) > SPLIT_BYTES:
-            lines = [part for line in lines for part in split_update(line, kind)]
+            lines = [part for line in lines for part in split_update(line)]
+        self._publish(lines, kind, now)
+
+    def on_large_update(self, line: bytes | Pieces, kind: str, now: float) -> None:
+        """One that is clean and split already; see `wire.large_line`."""
+        if self._muted or self.sealed:
+            return
+        if self.agent_id != self.id:
+            line = self._renamed(line if isinstance(line, bytes) else line.join())
+        self._publish([line], kind, now)
+
+    def _publish(self, lines: Sequence[bytes | Pieces], kind: str, now: float) -> None:
         running = self.queue.running
         prompt_id, client = (None, None) if running is None else (running.prompt_id, running.client)
         self._budget.total += self.ring.extend(lines, kind, now, prompt_id, client)
@@ -139,7 +150,7 @@ class SessionFeed(Feed):
         for block in blocks if isinstance(blocks, list) else ():
             update = {"sessionUpdate": name, "content": block, "_meta": meta}
             line = notification_bytes("session/update", {"sessionId": self.id, "update": update})
-            for part in split_update(line, name):
+            for part in split_update(line):
                 self.append(
                     Record(Kind.ECHO, name, part, now, turn.prompt_id, turn.origin, turn.client)
                 )

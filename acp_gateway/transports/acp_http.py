@@ -9,7 +9,7 @@ not to a request: hypercorn cancels a request when its client goes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -395,7 +395,7 @@ class AcpHttp:
             with scope:
                 await send(self._head(peer, session_id))
                 async with trio.open_nursery() as nursery:
-                    await writer.write(SSE_KEEPALIVE)
+                    await writer.write((SSE_KEEPALIVE,))
                     nursery.start_soon(pumping)
                     nursery.start_soon(self._keep_alive, writer.write)
                     if session_id is not None:
@@ -470,10 +470,10 @@ class AcpHttp:
         if session is not None:
             session.drained()
 
-    async def _keep_alive(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _keep_alive(self, write: Callable[[Sequence[bytes]], Awaitable[None]]) -> None:
         while True:
             await trio.sleep(KEEPALIVE)
-            await write(SSE_KEEPALIVE)
+            await write((SSE_KEEPALIVE,))
 
     async def _await_attach(self, peer: HttpPeer, session_id: str, scope: trio.CancelScope) -> None:
         while True:

@@ -234,7 +234,7 @@ async def _serve(
     pump = Pump(
         peer.outlet,
         peer.wakeup,
-        framed.stream.send_all,
+        framed.stream.send_parts,
         peer.drained,
         stall=hub.settings.stall_timeout,
         finished=peer.is_kicked,

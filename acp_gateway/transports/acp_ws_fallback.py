@@ -4,6 +4,7 @@ HTTP, or extended CONNECT on HTTP/2 (RFC 8441). The same connection, without the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -33,8 +34,8 @@ async def serve_fallback(socket: Any, hub: Hub) -> None:
     )
     hub.add(peer)
 
-    async def send(data: bytes) -> None:
-        for line in data.split(b"\n"):
+    async def send(parts: Sequence[bytes]) -> None:
+        for line in b"".join(parts).split(b"\n"):
             if line:
                 with trio.fail_after(hub.settings.evict_timeout):
                     await socket.send(line.decode())

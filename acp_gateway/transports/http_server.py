@@ -31,8 +31,9 @@ from hypercorn.utils import parse_socket_addr, suppress_body
 
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.patience import Patience
-from acp_gateway.transports.peer_stream import Part, PeerStream, TlsPeerStream
+from acp_gateway.transports.peer_stream import PeerStream, TlsPeerStream
 from acp_gateway.transports.request_body import WHEN_GONE
+from acp_gateway.wire.frames import Bytes
 
 KEEP_ALIVE: Final = 75.0
 """Seconds that a connection may wait for its next request."""
@@ -141,7 +142,7 @@ class _Connection(TCPServer):
         else:
             await super().protocol_send(event)
 
-    async def _write(self, *parts: Part) -> None:
+    async def _write(self, *parts: Bytes) -> None:
         try:
             await self._peer.send_at_once(*parts)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -272,7 +273,7 @@ class _Http1(H11Protocol):
 
     async def respond(self, events: list[Any]) -> None:
         """Write these parts of a response, all at once."""
-        parts: list[Part] = []
+        parts: list[Bytes] = []
         assert isinstance(self.connection, h11.Connection)
         try:
             for event in events:

@@ -28,13 +28,23 @@ REMEMBERED = MIB
 def ws_records(records: Sequence[Record]) -> list[bytes]:
     parts: list[bytes] = []
     for record in records:
-        line = record.line
-        parts += (ws_head(len(line)), line)
+        data = record.data
+        if type(data) is bytes:
+            parts += (ws_head(len(data)), data)
+        else:
+            parts += (ws_head(len(data)), *data)
     return parts
 
 
 def sse_records(records: Sequence[Record]) -> list[bytes]:
-    return [sse_message(record.line, record.id) for record in records]
+    parts: list[bytes] = []
+    for record in records:
+        data = record.data
+        if type(data) is bytes:
+            parts.append(sse_message(data, record.id))
+        else:
+            parts += (b"id: %d\ndata: " % record.id, *data, b"\n\n")
+    return parts
 
 
 def sse_records_for_qwen(records: Sequence[Record]) -> list[bytes]:
@@ -100,15 +110,15 @@ def sse_outlet(wakeup: Wakeup, framing: Framing = sse_records) -> Outlet:
 class Pump:
     """Writes one outlet to one peer, a batch for each write, until cancelled or ``finished``.
 
-    ``send`` writes bytes and returns when the peer's socket took them; ``collected`` is told after
-    every batch (sessions that paused their agent go on then).
+    ``send`` writes its parts one behind the other and returns when the peer's socket took them;
+    ``collected`` is told after every batch (sessions that paused their agent go on then).
     """
 
     def __init__(
         self,
         outlet: Outlet,
         wakeup: Wakeup,
-        send: Callable[[bytes], Awaitable[None]],
+        send: Callable[[Sequence[bytes]], Awaitable[None]],
         collected: Callable[[], None],
         *,
         stall: float,
@@ -137,7 +147,7 @@ class Pump:
                     self._collected()
                     began = trio.current_time()
                     outlet.write_began(began)
-                    await self._send(b"".join(parts))
+                    await self._send(parts)
                     if outlet.pump is self:
                         outlet.write_done()
                     blocked = trio.current_time() - began

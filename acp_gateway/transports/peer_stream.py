@@ -12,13 +12,16 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import trio
 
+from acp_gateway.wire.frames import Bytes, joined
+
 READ: Final = 64 * 1024
+BLOCK: Final = 512 * 1024
+"""More is not joined for one write."""
 TLS_PIECE: Final = 64 * 1024
-Part: TypeAlias = bytes | bytearray | memoryview
 _serving: ContextVar[PeerStream | None] = ContextVar("acp_gateway_peer", default=None)
 
 
@@ -122,6 +125,10 @@ class PeerStream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Raises `trio.BrokenResourceError` also when the peer stalls."""
+        await self.send_parts((data,))
+
+    async def send_parts(self, parts: Sequence[Bytes]) -> None:
+        """`send_all` of them one behind the other, with no other write in between."""
         try:
             self._lock.acquire_nowait()
         except trio.WouldBlock:
@@ -131,16 +138,17 @@ class PeerStream(trio.abc.HalfCloseableStream):
                 raise trio.BrokenResourceError("an earlier write was cut short")
             # Half a frame on the wire makes the stream useless, whatever stopped the write.
             self._broken = True
-            await self._send(memoryview(data))
+            for block in joined(parts, BLOCK):
+                await self._send(memoryview(block))
             self._broken = False
         finally:
             self._lock.release()
 
-    async def send_at_once(self, *parts: Part) -> None:
+    async def send_at_once(self, *parts: Bytes) -> None:
         """Like `send_all`, for a message in parts, but not to be cancelled. Nobody else gets a turn
         if the socket takes all.
         """
-        rest: Sequence[Part] = parts
+        rest: Sequence[Bytes] = parts
         if not (self._lock.locked() or self._broken):
             rest = self._write(parts)
         if rest:
@@ -148,7 +156,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
             with trio.CancelScope(shield=True):
                 await self.send_all(rest[0] if len(rest) == 1 else b"".join(rest))
 
-    def _write(self, parts: Sequence[Part]) -> Sequence[Part]:
+    def _write(self, parts: Sequence[Bytes]) -> Sequence[Bytes]:
         """Give the socket what it takes; gives back the rest."""
         try:
             sent = os.writev(self._fd, parts)
@@ -166,7 +174,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
 
     async def _send(self, data: memoryview) -> None:
         await trio.lowlevel.checkpoint()
-        rest: Sequence[Part] = [data]
+        rest: Sequence[Bytes] = [data]
         while rest := self._write(rest):
             with trio.move_on_after(self._evict_timeout) as scope:
                 await trio.lowlevel.wait_writable(self._fd)
@@ -213,7 +221,7 @@ class TlsPeerStream(PeerStream):
     async def _receive(self, max_bytes: int) -> bytes:
         return bytes(await self._stream.receive_some(max_bytes))
 
-    def _write(self, parts: Sequence[Part]) -> Sequence[Part]:
+    def _write(self, parts: Sequence[Bytes]) -> Sequence[Bytes]:
         return parts
 
     async def _send(self, data: memoryview) -> None:

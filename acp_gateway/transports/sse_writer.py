@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import trio
 
-from acp_gateway.transports.peer_stream import on_peer_progress
+from acp_gateway.transports.peer_stream import BLOCK, on_peer_progress
+from acp_gateway.wire.frames import Bytes, joined
 
 PIECE: Final = 64 * 1024
 
@@ -25,24 +26,21 @@ class SseWriter:
         self._scope = trio.CancelScope()
         # Over HTTP/1.1 the socket tells; a stream of HTTP/2 can stall alone, while its socket
         # moves, and counts piece by piece.
-        self._in_pieces = not on_peer_progress(self._progressed)
+        self._piece = BLOCK if on_peer_progress(self._progressed) else PIECE
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, parts: Sequence[bytes]) -> None:
         """Raises `trio.TooSlowError` when the peer takes nothing for ``evict_timeout``."""
         try:
             self._lock.acquire_nowait()
         except trio.WouldBlock:
             await self._lock.acquire()
         try:
-            if self._in_pieces:
-                for start in range(0, len(data), PIECE):
-                    await self._write(data[start : start + PIECE])
-            else:
-                await self._write(data)
+            for piece in joined(parts, self._piece):
+                await self._write(piece)
         finally:
             self._lock.release()
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: Bytes) -> None:
         with trio.CancelScope(deadline=trio.current_time() + self._evict) as self._scope:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
         if self._scope.cancelled_caught:

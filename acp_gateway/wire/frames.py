@@ -6,7 +6,8 @@ Both are pure functions of the payload, so a frame is made once and shared by al
 from __future__ import annotations
 
 import struct
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Final, TypeAlias
 
 SSE_KEEPALIVE: Final = b":\n\n"
 """A comment line; clients ignore it (WHATWG server-sent events §9.2.6)."""
@@ -27,6 +28,27 @@ def ws_head(size: int) -> bytes:
     if size < 126:
         return bytes((0x81, size))
     return struct.pack("!HQ", 0x817F, size)
+
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+
+
+def joined(parts: Sequence[Bytes], size: int) -> Iterator[Bytes]:
+    """``parts`` one behind the other, in few blocks of at most ``size`` bytes."""
+    block: list[Bytes] = []
+    count = 0
+    for part in parts:
+        if block and count + len(part) > size:
+            yield b"".join(block)
+            block, count = [], 0
+        if len(part) > size:
+            for start in range(0, len(part), size):
+                yield part[start : start + size]
+            continue
+        block.append(part)
+        count += len(part)
+    if block:
+        yield b"".join(block) if len(block) > 1 else block[0]
 
 
 CLOSE_FRAME: Final = 0x88

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 
 class LineSplitter:
-    """Splits a byte stream at LF. A line longer than ``max_line`` bytes is dropped and counted."""
+    """Splits a byte stream at LF. A line longer than ``max_line`` bytes is dropped and counted;
+    one longer than ``large`` is not joined: see `take_large`."""
 
-    def __init__(self, max_line: int) -> None:
+    def __init__(self, max_line: int, large: int | None = None) -> None:
         self.max_line = max_line
+        self._large = max_line if large is None else large
+        self._large_line: list[bytes] | None = None
         self.dropped = 0
         """Lines that were too long, so far."""
         self._pieces: list[bytes] = []
@@ -31,8 +34,13 @@ class LineSplitter:
             del lines[0]
         elif self._pieces:
             self._pieces.append(lines[0])
-            lines[0] = b"".join(self._pieces)
-            self._pieces.clear()
+            if self._large < self._size + len(lines[0]) <= self.max_line:
+                self._large_line = self._pieces
+                self._pieces = []
+                del lines[0]
+            else:
+                lines[0] = b"".join(self._pieces)
+                self._pieces.clear()
             self._size = 0
         if len(data) > self.max_line or (lines and len(lines[0]) > self.max_line):
             short = [line for line in lines if len(line) <= self.max_line]
@@ -40,6 +48,11 @@ class LineSplitter:
             lines = short
         self._keep(data[end + 1 :])
         return lines
+
+    def take_large(self) -> list[bytes] | None:
+        """The parts of a large line that ended in the last `feed`, before the lines of that."""
+        line, self._large_line = self._large_line, None
+        return line
 
     def _keep(self, data: bytes) -> None:
         if self._skipping or not data:

@@ -26,6 +26,7 @@ from acp_gateway.runtime import agent_host, agent_process
 from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_profile import Quirks
 from acp_gateway.runtime.agent_rpc import Call
+from acp_gateway.wire.large_line import Pieces
 
 DEADLINE = 20.0
 
@@ -42,6 +43,9 @@ class Link:
 
     def on_updates(self, lines: list[bytes], kind: str, now: float) -> None:
         self.updates += [json.loads(line)["params"]["update"] for line in lines]
+
+    def on_large_update(self, line: bytes | Pieces, kind: str, now: float) -> None:
+        self.on_updates([line if isinstance(line, bytes) else line.join()], kind, now)
 
     def on_agent_request(self, host: AgentHost, id: bytes, method: str, params: Any) -> None:
         self.requests.append((id, method, params))

@@ -16,8 +16,9 @@ import trio.testing
 
 from acp_gateway.transports.http_server import KEEP_ALIVE, HttpServer, _Config, _Inbox
 from acp_gateway.transports.patience import Patience
-from acp_gateway.transports.peer_stream import Part, PeerStream
+from acp_gateway.transports.peer_stream import PeerStream
 from acp_gateway.transports.request_body import WHEN_GONE
+from acp_gateway.wire.frames import Bytes
 
 DEADLINE = 10.0
 GET = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"
@@ -29,7 +30,7 @@ class CountedPeer(PeerStream):
 
     writes = 0
 
-    def _write(self, parts: Iterable[Part]) -> Any:
+    def _write(self, parts: Iterable[Bytes]) -> Any:
         self.writes += 1
         return super()._write(list(parts))
 

@@ -111,3 +111,21 @@ def test_one_huge_line_in_small_pieces_costs_linear_time(mib: int) -> None:
     assert len(line) == size
     assert joins == [size]
     assert Touched.total + sum(joins) <= 2 * size + 16
+
+
+@given(cut())
+def test_large_lines_come_apart_from_the_others_and_in_their_place(
+    given_: tuple[list[bytes], bytes, list[bytes]],
+) -> None:
+    lines, rest, pieces = given_
+    splitter = LineSplitter(1000, large=MAX)
+    got, large = [], []
+    for piece in pieces:
+        found = splitter.feed(piece)
+        taken = splitter.take_large()
+        if taken is not None:
+            large.append(b"".join(taken))
+            got.append(large[-1])
+        got += found
+    assert got == lines and splitter.rest() == rest
+    assert all(len(line) > MAX for line in large)

@@ -174,13 +174,13 @@ class EventStream:
         async def heartbeat() -> None:
             while True:
                 await trio.sleep(HEARTBEAT)
-                await writer.write(HEARTBEAT_FRAME)
+                await writer.write((HEARTBEAT_FRAME,))
 
         try:
             with self._scope:
                 await send(self._head())
                 async with trio.open_nursery() as nursery:
-                    await writer.write(RETRY_FRAME)
+                    await writer.write((RETRY_FRAME,))
                     nursery.start_soon(pumping)
                     nursery.start_soon(heartbeat)
                     self._wakeup.set()
