@@ -106,6 +106,8 @@ class Outlet:
         self._cursor_line = cursor_line
         self._resync_line = resync_line
         self.wake = wake
+        self.flush = wake
+        """`wake`, for callers that expect what they published to be on its way when it returns."""
         self.max_bytes = max_bytes
         self.subs: dict[str, Subscription] = {}
         self.waiting_bytes = 0

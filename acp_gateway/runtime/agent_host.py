@@ -334,14 +334,14 @@ class AgentHost(AgentRpc):
                     await self._relay(large)
                 links = self.handle(lines)
                 for link in links:
-                    link.wake()
+                    link.flush()
                 for link in links:
                     if link.over_flow:
                         await link.flow()
             rest = self._splitter.rest()
             if rest:
                 for link in self.handle([rest]):
-                    link.wake()
+                    link.flush()
         except (OSError, trio.ClosedResourceError):
             pass
         finally:
@@ -351,7 +351,7 @@ class AgentHost(AgentRpc):
     async def _relay(self, parts: list[bytes]) -> None:
         for link in self.handle_large(parts):
             if link is not None:
-                link.wake()
+                link.flush()
                 if link.over_flow:
                     await link.flow()
             await trio.lowlevel.checkpoint()

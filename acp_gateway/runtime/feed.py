@@ -76,8 +76,7 @@ class Feed:
             return
         self.ring.append(record)
         self._budget.total += len(record.data)
-        if self.ring.full or self._budget.over:
-            self._trim()
+        self._make_room()
 
     def _trim(self) -> None:
         ring = self.ring
@@ -97,12 +96,23 @@ class Feed:
         self._budget.total -= before - ring.kept_bytes
 
     def wake(self) -> None:
-        """Tell the writers that the ring has grown; called once for a batch of updates."""
-        if self.ring.full or self._budget.over:
-            self._trim()
+        """Tell the writers that the ring has grown."""
+        self._make_room()
         for sub in tuple(self.subs):
             if sub.outlet is not None:
                 sub.outlet.wake()
+
+    def flush(self) -> None:
+        """`wake` for the agent's reader, once for a batch of updates: what sockets take at once is
+        written at once."""
+        self._make_room()
+        for sub in tuple(self.subs):
+            if sub.outlet is not None:
+                sub.outlet.flush()
+
+    def _make_room(self) -> None:
+        if self.ring.full or self._budget.over:
+            self._trim()
 
     def seal(self) -> None:
         """What was published last is the last event: an agent that still closes is not heard."""

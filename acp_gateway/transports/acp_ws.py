@@ -238,6 +238,7 @@ async def _serve(
         peer.drained,
         stall=hub.settings.stall_timeout,
         finished=peer.is_kicked,
+        direct=framed.stream,
     )
     framed.stream.on_progress = pump.moved
     pumping = trio.CancelScope()

@@ -10,10 +10,11 @@ import trio
 from acp_gateway.config import MIB
 from acp_gateway.core.envelope import NOTIFY
 from acp_gateway.core.event_ring import Framing, Record
-from acp_gateway.core.outlet import Outlet, Subscription
+from acp_gateway.core.outlet import BATCH_BYTES, Outlet, Subscription
 from acp_gateway.core.resume import resync
 from acp_gateway.protocol.events import PERMISSION_REQUEST
 from acp_gateway.runtime.wakeup import Wakeup
+from acp_gateway.transports.peer_stream import PeerStream
 from acp_gateway.wire.frames import sse_message, ws_head, ws_text
 from acp_gateway.wire.jsonrpc import notification_bytes
 
@@ -111,7 +112,8 @@ class Pump:
     """Writes one outlet to one peer, a batch for each write, until cancelled or ``finished``.
 
     ``send`` writes its parts one behind the other and returns when the peer's socket took them;
-    ``collected`` is told after every batch (sessions that paused their agent go on then).
+    ``collected`` is told after every batch (sessions that paused their agent go on then). With
+    ``direct``, the stream below ``send``, `flush` writes at once what the socket takes.
     """
 
     def __init__(
@@ -123,8 +125,11 @@ class Pump:
         *,
         stall: float,
         finished: Callable[[], bool] = lambda: False,
+        direct: PeerStream | None = None,
     ) -> None:
         self.outlet = outlet
+        self._direct = direct
+        self._idle = False
         self._wakeup = wakeup
         self._send = send
         self._collected = collected
@@ -136,14 +141,35 @@ class Pump:
         if self.outlet.pump is self:
             self.outlet.write_moved(trio.current_time())
 
+    def flush(self) -> None:
+        """Write without a turn of the loop between. For who has just filled the outlet's rings."""
+        direct = self._direct
+        if direct is not None and self._idle and direct.free:
+            parts = self.outlet.collect()
+            if not parts:
+                return
+            self._collected()
+            direct.write_now(parts)
+            if direct.unsent:
+                self.outlet.write_began(trio.current_time())
+            elif sum(map(len, parts)) < BATCH_BYTES:
+                return
+        self._wakeup.set()
+
+    def _unsent(self) -> bool:
+        return self._direct is not None and self._direct.unsent
+
     async def run(self) -> None:
         outlet = self.outlet
         outlet.pumped = True
         outlet.pump = self
+        outlet.flush = self.flush
         try:
             while True:
+                self._idle = True
                 await self._wakeup.wait()
-                while parts := outlet.collect():
+                self._idle = False
+                while (parts := outlet.collect()) or self._unsent():
                     self._collected()
                     began = trio.current_time()
                     outlet.write_began(began)
@@ -156,8 +182,10 @@ class Pump:
                 if self._finished():
                     return
         finally:
+            self._idle = False
             # Another pump may have taken over while this one was still stuck in a write.
             if outlet.pump is self:
+                outlet.flush = outlet.wake
                 outlet.pumped = False
                 outlet.write_done()
             self._collected()

@@ -21,6 +21,8 @@ from acp_gateway.wire.frames import Bytes, joined
 READ: Final = 64 * 1024
 BLOCK: Final = 512 * 1024
 """More is not joined for one write."""
+PARTS: Final = 512
+"""Systems take no more for one write (POSIX asks for 16, Linux and macOS have 1024)."""
 TLS_PIECE: Final = 64 * 1024
 _serving: ContextVar[PeerStream | None] = ContextVar("acp_gateway_peer", default=None)
 
@@ -55,6 +57,8 @@ class PeerStream(trio.abc.HalfCloseableStream):
         self._evict_timeout = evict_timeout
         self._lock = trio.StrictFIFOLock()
         self._broken = False
+        self._rest: Sequence[Bytes] = ()
+        """What `write_now` could not write."""
         self._more = False
         """The last read filled its buffer."""
         self.on_progress: Callable[[], None] | None = None
@@ -138,7 +142,8 @@ class PeerStream(trio.abc.HalfCloseableStream):
                 raise trio.BrokenResourceError("an earlier write was cut short")
             # Half a frame on the wire makes the stream useless, whatever stopped the write.
             self._broken = True
-            for block in joined(parts, BLOCK):
+            rest, self._rest = self._rest, ()
+            for block in joined((*rest, *parts) if rest else parts, BLOCK):
                 await self._send(memoryview(block))
             self._broken = False
         finally:
@@ -149,7 +154,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
         if the socket takes all.
         """
         rest: Sequence[Bytes] = parts
-        if not (self._lock.locked() or self._broken):
+        if self._is_free():
             rest = self._write(parts)
         if rest:
             # The lock, being free, is taken before another task can write in between.
@@ -171,6 +176,26 @@ class PeerStream(trio.abc.HalfCloseableStream):
                 return [memoryview(part)[sent:], *parts[index + 1 :]]
             sent -= len(part)
         return ()
+
+    @property
+    def free(self) -> bool:
+        """May `write_now` be called? Nobody writes, nothing waits."""
+        return self._is_free()
+
+    def _is_free(self) -> bool:
+        return not (self._rest or self._broken or self._lock.locked())
+
+    @property
+    def unsent(self) -> bool:
+        """Something of `write_now` waits for the next `send_parts`, which may be of nothing."""
+        return bool(self._rest)
+
+    def write_now(self, parts: Sequence[Bytes]) -> None:
+        """Give the socket what it takes without waiting; the rest is sent before anything else."""
+        self._rest = parts
+        # Who sends the rest will find out.
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            self._rest = (*self._write(parts[:PARTS]), *parts[PARTS:])
 
     async def _send(self, data: memoryview) -> None:
         await trio.lowlevel.checkpoint()
@@ -199,6 +224,9 @@ class PeerStream(trio.abc.HalfCloseableStream):
 
 class TlsPeerStream(PeerStream):
     """Over TLS. hypercorn recognises it by ``do_handshake`` (done before, so a no-op)."""
+
+    free = False
+    """To encrypt may have to wait."""
 
     async def do_handshake(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -53,7 +53,7 @@ class Link:
     def on_agent_notification(self, method: str, params: dict[str, Any], line: bytes) -> None:
         self.notifications.append(method)
 
-    def wake(self) -> None:
+    def flush(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
 

@@ -74,7 +74,7 @@ class FakeHost(AgentRpc):
                 await self._wakeup.wait()
                 lines, self._lines = self._lines, []
                 for link in self.handle(lines):
-                    link.wake()
+                    link.flush()
                 self.ending = self.ending or self._death
                 if self.ending is not None:
                     break

@@ -67,7 +67,7 @@ class Rig:
         data = (self.line + b"\n") * PER_READ
         for _ in range(updates // PER_READ):
             for link in self.host.handle(self.splitter.feed(data)):
-                link.wake()
+                link.flush()
                 assert not link.over_flow
             for outlet, got in zip(self.outlets, self.got, strict=True):
                 while parts := outlet.collect():
