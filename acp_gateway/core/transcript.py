@@ -1,18 +1,15 @@
 """What a session's history was before its ring: compacted, capped, in order.
 
-Records that leave the ring arrive raw. They are compacted in slices, once the raw ones grow past a
-quarter of
-the cap, or when somebody reads: runs of message chunks become one chunk, a tool call keeps its last
-state, a plan replaces the one before. When even that is over the cap, the oldest go and
+What leaves the ring is folded at once: runs of message chunks become one chunk, a tool call keeps
+its last state, a plan replaces the one before. When even that is over the cap, the oldest go and
 ``truncated`` says so.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from itertools import islice, takewhile
-from typing import Any, Final
+from itertools import takewhile
+from typing import Any, Final, cast
 
 from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
@@ -31,7 +28,7 @@ _STATES: Final = frozenset(
 (some agents tell their usage with every chunk)."""
 _REPLACING: Final = _STATES | {"plan"}
 _BLOCK: Final = 64
-"""Records that are looked at together, if they are small."""
+"""So many records are looked at together, if they are small."""
 _BLOCK_BYTES: Final = 256 * 1024
 _WHOLE: Final = 64 * 1024
 """A chunk with more bytes is kept apart and not merged."""
@@ -44,8 +41,6 @@ class Transcript:
         self.max_bytes = max_bytes
         self.truncated = False
         """Something that was said is no longer here."""
-        self._raw: deque[Record] = deque()
-        self._raw_bytes = 0
         self._entries: dict[int, _Entry] = {}
         """In order; a dict, so that one in the middle goes without moving the others."""
         self._entry_bytes = 0
@@ -58,41 +53,28 @@ class Transcript:
     def add(self, records: Sequence[Record]) -> None:
         """Records that left the ring, oldest first."""
         told = [record for record in records if record.kind is not Kind.NOTICE]
-        self._raw += told
-        self._raw_bytes += sum([len(record.data) for record in told])
-        if self._raw_bytes > self.max_bytes // 4:
-            # As many again as came in: all at once would hold up every session of the daemon.
-            self._compact(2 * len(records), self.max_bytes // 2)
-
-    def lines(self) -> list[bytes]:
-        """The history as ACP notifications, oldest first."""
-        self._compact(0, 0)
-        return [entry.line() for entry in self._entries.values()]
-
-    def entries(self) -> list[Record]:
-        """The history as records; each has the id and the time of the last one in it."""
-        self._compact(0, 0)
-        return [entry.as_record() for entry in self._entries.values()]
-
-    @property
-    def size(self) -> int:
-        """Bytes held; at most ``max_bytes`` after a compaction."""
-        return self._raw_bytes + self._entry_bytes
-
-    def _compact(self, least: int, raw_bytes: int) -> None:
-        """Fold ``least`` records, and more while over ``raw_bytes`` wait raw."""
         changed: set[_Entry] = set()
-        raw = self._raw
-        while raw and (least > 0 or self._raw_bytes > raw_bytes):
-            taken = self._merge(list(islice(raw, _BLOCK)), changed)
-            for _ in range(taken):
-                self._raw_bytes -= len(raw.popleft().data)
-            least -= taken
+        start = 0
+        while start < len(told):
+            start += self._merge(told[start : start + _BLOCK], changed)
         for entry in changed:
             # A tool call sends its output again and again: only the last state counts.
             self._resize(entry, len(entry.line()))
         if self._entry_bytes > self.max_bytes:
             self._drop()
+
+    def lines(self) -> list[bytes]:
+        """The history as ACP notifications, oldest first."""
+        return [entry.line() for entry in self._entries.values()]
+
+    def entries(self) -> list[Record]:
+        """The history as records; each has the id and the time of the last one in it."""
+        return [entry.as_record() for entry in self._entries.values()]
+
+    @property
+    def size(self) -> int:
+        """Bytes held, at most ``max_bytes``."""
+        return self._entry_bytes
 
     def _merge(self, block: list[Record], changed: set[_Entry]) -> int:
         """Take in records from the beginning of the block; gives how many, at least one.
@@ -106,10 +88,12 @@ class Transcript:
         ):
             self._put_whole(first)
             return 1
-        if block[-1].end - first.end > _BLOCK_BYTES:
-            block = block[:1]
         if run is not None and first.name in _CHUNKS:
-            alike, grown = run.append_like([record.line for record in block])
+            if block[-1].end - first.end > _BLOCK_BYTES:
+                block = block[:1]
+            # What is not bytes is large, and alone in its block.
+            lines = cast("list[bytes]", [record.data for record in block])
+            alike, grown = run.append_like(lines)
             if alike:
                 run.last = block[alike - 1]
                 self._resize(run, run.size + grown)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.core.transcript import MAX_MERGED, Transcript
 from acp_gateway.wire.json_codec import dumps, loads
+from acp_gateway.wire.large_line import Pieces
 
 CHUNKS = ("user_message_chunk", "agent_message_chunk", "agent_thought_chunk")
 STATES = ("available_commands_update", "current_mode_update", "usage_update")
@@ -217,9 +218,7 @@ def test_it_is_never_over_its_cap_and_says_when_something_is_missing(
         }[what]
         total += len(line_of(update))
         add(transcript, update)
-        # Between compactions at most half of the cap waits raw, beside the newest.
-        assert transcript._raw_bytes <= cap // 2
-        assert transcript.size <= cap + cap // 2
+        assert transcript.size <= cap
     lines = transcript.lines()
     assert sum(map(len, lines)) <= transcript.size <= cap
     if total <= cap:
@@ -279,3 +278,27 @@ def test_nothing_is_merged_into_what_was_dropped() -> None:
     transcript = add(Transcript(2_000), chunk("x" * 2_000))
     assert transcript.lines() == [] and transcript.truncated
     assert folded(add(transcript, chunk("kept"))) == [chunk("kept")]
+
+
+def test_what_is_large_is_kept_as_it_is_and_not_looked_into() -> None:
+    transcript = Transcript(4 * MIB)
+    big = "x" * 100_000
+    add(transcript, chunk("a"), tool("t"), chunk("b"), chunk(big), chunk("c"), chunk("d"))
+    large = line_of(tool_update("t", rawOutput="y" * 700_000))
+    transcript.add([Record(Kind.UPDATE, "tool_call_update", Pieces((large[:50], large[50:])), 0.0)])
+    # What follows may contradict the large one, which stands behind the call.
+    add(transcript, tool_update("t", status="done"))
+    updates = folded(transcript)
+    assert [u.get("content", u).get("text", u["sessionUpdate"])[:9] for u in updates] == [
+        "a", "tool_call", "b", "x" * 9, "cd", "tool_call", "tool_call",
+    ]  # fmt: skip
+    assert transcript.lines()[5] == large and updates[6] == tool_update("t", status="done")
+    assert not transcript.truncated
+
+
+def test_one_huge_message_does_not_push_out_all_that_was_said_before() -> None:
+    transcript = add(Transcript(4 * MIB), chunk("a"))
+    huge = line_of(tool_update("t", rawOutput="y" * 3 * MIB))
+    transcript.add([Record(Kind.UPDATE, "tool_call_update", Pieces((huge,)), 0.0)])
+    assert folded(add(transcript, chunk("b"))) == [chunk("ab")]
+    assert transcript.truncated
