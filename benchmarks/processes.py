@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,12 +11,11 @@ MIB = 1024 * 1024
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of all threads of a process so far; finer than the ticks of ``stat``."""
-    total = 0
-    for task in (PROC / str(pid) / "task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):
-            total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
+    """CPU time of a process so far, with threads that have ended; finer than the ticks of ``stat``.
+
+    By the clock that ``clock_getcpuclockid(3)`` gives.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def rss_mib(pid: int) -> float:
