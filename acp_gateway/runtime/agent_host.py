@@ -8,6 +8,7 @@ with it, and nothing of it is raised into the pool.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ import trio
 
 from acp_gateway import __version__
 from acp_gateway.config import Settings
+from acp_gateway.core.gait import Gait
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
 from acp_gateway.runtime.agent_process import AgentProcess
 from acp_gateway.runtime.agent_profile import AgentProfile
@@ -31,6 +33,8 @@ from acp_gateway.wire.ndjson import LineSplitter
 log = structlog.get_logger("acp_gateway.agent")
 
 READ_BYTES: Final = 64 * 1024
+PAUSE: Final = 0.001
+"""Seconds that a reader waits for more from an agent that writes many small pieces."""
 STDIN_STALL: Final = 30.0
 DRAIN_AFTER_EXIT: Final = 0.5
 HANG_UP_GRACE: Final = 2.0
@@ -316,9 +320,12 @@ class AgentHost(AgentRpc):
     async def _read_stdout(self) -> None:
         fd = self.process.stdout.fileno()
         feed = self._splitter.feed
+        gait = Gait()
         try:
             while True:
+                began = time.perf_counter()
                 await trio.lowlevel.wait_readable(fd)
+                waited = time.perf_counter() - began
                 try:
                     data = os.read(fd, READ_BYTES)
                 except BlockingIOError:
@@ -338,6 +345,8 @@ class AgentHost(AgentRpc):
                 for link in links:
                     if link.over_flow:
                         await link.flow()
+                if gait.is_hasty(len(data), waited):
+                    await trio.sleep(PAUSE)
             rest = self._splitter.rest()
             if rest:
                 for link in self.handle([rest]):
