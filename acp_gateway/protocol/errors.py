@@ -37,9 +37,19 @@ class ErrorKind(Enum):
     SESSION_NOT_ATTACHED = ("session_not_attached", -32602, 403, False)
     SESSION_NOT_FOUND = ("session_not_found", -32002, 404, False)
     RESOURCE_NOT_FOUND = ("resource_not_found", -32002, 404, False)
-    PATH_OUTSIDE_WORKSPACE = ("path_outside_workspace", -32602, 403, False)
     FILE_ERROR = ("file_error", -32603, 400, False)
+    PATH_OUTSIDE_WORKSPACE = ("path_outside_workspace", -32602, 400, False)
+    SYMLINK_ESCAPE = ("symlink_escape", -32602, 400, False)
+    PATH_NOT_FOUND = ("path_not_found", -32002, 404, False)
+    UNTRUSTED_WORKSPACE = ("untrusted_workspace", -32602, 403, False)
+    PERMISSION_DENIED = ("permission_denied", -32602, 403, False)
+    HASH_MISMATCH = ("hash_mismatch", -32602, 409, False)
+    FILE_ALREADY_EXISTS = ("file_already_exists", -32602, 409, False)
     FILE_TOO_LARGE = ("file_too_large", -32602, 413, False)
+    BINARY_FILE = ("binary_file", -32602, 422, False)
+    TEXT_NOT_FOUND = ("text_not_found", -32602, 422, False)
+    AMBIGUOUS_TEXT_MATCH = ("ambiguous_text_match", -32602, 422, False)
+    IO_ERROR = ("io_error", -32603, 503, True)
     REQUEST_CANCELLED = ("request_cancelled", -32800, 499, False)
     AUTH_REQUIRED = ("auth_required", -32000, 401, False)
     CONNECTION_NOT_FOUND = ("connection_not_found", -32600, 404, False)
@@ -135,6 +145,30 @@ class GatewayError(Exception):
         if self.remedy:
             body["remedy"] = self.remedy
         return self.kind.http_status, body
+
+
+class FileError(GatewayError):
+    """A failure about a file of the workspace.
+
+    Its HTTP body has the members of the Qwen daemon's file routes too: ``errorKind``, ``status``
+    and ``hint`` (the remedy).
+    """
+
+    def to_jsonrpc(self) -> dict[str, Any]:
+        error = super().to_jsonrpc()
+        if self.kind is ErrorKind.PARSE_ERROR:
+            # The JSON was fine, a member is not.
+            error["code"] = INVALID_PARAMS
+        return error
+
+    def to_http(self) -> tuple[int, dict[str, Any]]:
+        status, body = super().to_http()
+        # The one word that differs there.
+        word = "internal_error" if self.kind is ErrorKind.INTERNAL else self.kind.word
+        body |= {"errorKind": word, "status": status}
+        if self.remedy:
+            body["hint"] = self.remedy
+        return status, body
 
 
 def unsupported(exc: AgentError, agent: str, method: str) -> GatewayError:

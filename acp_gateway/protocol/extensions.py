@@ -15,6 +15,7 @@ from typing import Final, Literal
 import attrs
 
 Scope = Literal["daemon", "session", "workspace"]
+_OF_WORKSPACE: Final = ("/workspace", "/sessions", "/file", "/stat", "/list", "/glob")
 
 
 class Access(Enum):
@@ -41,6 +42,8 @@ class Operation:
     rpc: str | None = None
     """The ``_qwen/*`` twin."""
     success: int = 200
+    creates: bool = False
+    """Answers with 201 instead where it made something new."""
     needs_agent: bool = False
     """Only an agent with Qwen's extension methods can do it; the tags are advertised only then."""
     stream: bool = False
@@ -50,7 +53,7 @@ class Operation:
     def scope(self) -> Scope:
         if "{sessionId}" in self.path:
             return "session"
-        return "workspace" if self.path.startswith(("/workspace", "/sessions")) else "daemon"
+        return "workspace" if self.path.startswith(_OF_WORKSPACE) else "daemon"
 
 
 def _op(
@@ -61,6 +64,7 @@ def _op(
     access: Access | None = None,
     rpc: str | None = None,
     success: int = 200,
+    creates: bool = False,
     needs_agent: bool = False,
     stream: bool = False,
 ) -> Operation:
@@ -73,6 +77,7 @@ def _op(
         access=access or (Access.READ if method == "GET" else Access.MUTATE),
         rpc=None if rpc is None else f"_qwen/{rpc}",
         success=success,
+        creates=creates,
         needs_agent=needs_agent,
         stream=stream,
     )
@@ -242,6 +247,32 @@ _TABLE: Final = (
     ),
     _op("session_list_plural", "GET /workspaces/{workspace}/sessions", "session_list"),
     _op("workspace_providers", "GET /workspace/providers", "workspace_providers"),
+    # -- its files
+    _op(
+        "file_read",
+        "GET /file",
+        "workspace_file_read workspace_file_read_cursor",
+        rpc="file/read",
+    ),
+    _op("file_read_bytes", "GET /file/bytes", "workspace_file_bytes", rpc="file/read_bytes"),
+    _op("file_stat", "GET /stat", "workspace_file_read", rpc="file/stat"),
+    _op("file_list", "GET /list", "workspace_file_read", rpc="file/list"),
+    _op("file_glob", "GET /glob", "workspace_file_read", rpc="file/glob"),
+    _op(
+        "file_write",
+        "POST /file/write",
+        "workspace_file_write",
+        rpc="file/write",
+        access=Access.STRICT,
+        creates=True,
+    ),
+    _op(
+        "file_edit",
+        "POST /file/edit",
+        "workspace_file_write",
+        rpc="file/edit",
+        access=Access.STRICT,
+    ),
     # -- what the Qwen web shell asks on its way
     _op("brand", "GET /brand", "web_shell"),
     _op("workspace_settings", "GET /workspace/settings", "web_shell"),

@@ -1,39 +1,56 @@
-"""The files that agents and sessions may touch: everything under the workspace roots.
+"""The files that agents, sessions and clients may touch: everything under the workspace roots.
 
-A path counts by where it really leads: links are resolved before the check, and the last part is
-opened without following one. (A directory that is swapped for a link between check and use is not
-yet noticed.) Writes replace the file atomically (temporary file in the same directory, fsync,
-rename) and keep its mode.
+One boundary for all of them, `beneath`: a path counts by where it really leads, and no link that
+appears meanwhile leads out. Writes replace a file atomically and keep its mode.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import stat
-import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from itertools import islice
-from pathlib import Path
-from typing import Final
+from pathlib import Path, PurePath
+from typing import Any, Final, Literal, TypeVar
 
+import structlog
 import trio
 
-from acp_gateway.config import MIB
-from acp_gateway.core.path_boundary import absolute, inside
-from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.core.ignore_rules import Hidden
+from acp_gateway.core.path_boundary import absolute, client_path, inside
+from acp_gateway.protocol.errors import ErrorKind, FileError, GatewayError
+from acp_gateway.runtime.workspace_files import read_for_agent
+from acp_gateway.runtime.workspace_search import RuleBook, told
+from acp_gateway.runtime.workspace_write import write_for_agent
 
-MAX_READ: Final = 100 * MIB
-MAX_WRITE: Final = 100 * MIB
+log = structlog.get_logger("acp_gateway.workspace")
+
+T = TypeVar("T")
+Intent = Literal["read", "list", "glob", "stat", "write", "edit"]
+
+AGENT_THREADS: Final = 8
+CLIENT_THREADS: Final = 4
+"""Clients have their own: whatever they ask, agents and new sessions do not wait for it."""
+_DENIED: Final = (
+    ErrorKind.PATH_OUTSIDE_WORKSPACE,
+    ErrorKind.SYMLINK_ESCAPE,
+    ErrorKind.UNTRUSTED_WORKSPACE,
+    ErrorKind.PERMISSION_DENIED,
+)
 
 
 class Workspace:
-    """The roots of the daemon. Blocking work runs in threads."""
+    """The roots of the daemon. Blocking work runs in threads; none is abandoned when its caller is
+    cancelled, so that a begun write is finished or cleaned up."""
 
-    def __init__(self, roots: Iterable[Path]) -> None:
+    def __init__(self, roots: Iterable[Path], *, trusted: bool = True) -> None:
+        """``trusted``: files may be changed too, by agents and clients."""
         self.roots = tuple(Path(os.path.realpath(root)) for root in roots)
-        self._limiter = trio.CapacityLimiter(8)
+        self.trusted = trusted
+        self.rules = RuleBook()
+        self._limiter = trio.CapacityLimiter(AGENT_THREADS)
+        self._client_limiter = trio.CapacityLimiter(CLIENT_THREADS)
 
     @property
     def default(self) -> Path:
@@ -71,107 +88,75 @@ class Workspace:
         """``path`` with its links resolved, wherever it leads."""
         return Path(await trio.to_thread.run_sync(os.path.realpath, path, limiter=self._limiter))
 
+    # ---- for agents -----------------------------------------------------------------------------
+
     async def read_text(
         self, path: str, roots: tuple[Path, ...], line: int | None, limit: int | None
     ) -> str:
         """A text file, or ``limit`` lines from ``line`` (counted from 1)."""
-        return await trio.to_thread.run_sync(
-            partial(_read_text, path, roots, line, limit), limiter=self._limiter
-        )
+        wanted = absolute(path)
+        with self._watched("read", wanted, "fs/read_text_file"):
+            return await trio.to_thread.run_sync(
+                read_for_agent, roots, wanted, line, limit, limiter=self._limiter
+            )
 
     async def write_text(self, path: str, content: str, roots: tuple[Path, ...]) -> None:
         """Create or replace a file; its directory must exist."""
-        # Not abandoned on cancel: a begun write is finished or cleaned up.
-        await trio.to_thread.run_sync(
-            partial(_write_text, path, content, roots), limiter=self._limiter
-        )
-
-
-def _real(path: str, roots: tuple[Path, ...]) -> Path:
-    wanted = absolute(path)
-    real = Path(os.path.realpath(wanted))
-    if inside(real, roots) is None:
-        escaped = inside(wanted, roots) is not None
-        raise GatewayError(
-            ErrorKind.PATH_OUTSIDE_WORKSPACE,
-            f"{path} lies outside the session's workspace",
-            remedy="use a path under " + ", ".join(str(root) for root in roots),
-            errorKind="symlink_escape" if escaped else "path_outside_workspace",
-        )
-    return real
-
-
-def _file_error(path: str, exc: OSError) -> GatewayError:
-    if isinstance(exc, FileNotFoundError):
-        return GatewayError(
-            ErrorKind.RESOURCE_NOT_FOUND, f"File not found: {path}", errorKind="path_not_found"
-        )
-    return GatewayError(ErrorKind.FILE_ERROR, f"{path}: {exc.strerror or 'cannot be used'}")
-
-
-def _require_regular(fd: int, path: str) -> os.stat_result:
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise GatewayError(ErrorKind.FILE_ERROR, f"{path} is not a regular file")
-    return status
-
-
-def _read_text(path: str, roots: tuple[Path, ...], line: int | None, limit: int | None) -> str:
-    real = _real(path, roots)
-    try:
-        fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as exc:
-        raise _file_error(path, exc) from None
-    with open(fd, encoding="utf-8", errors="replace", newline="") as file:
-        if _require_regular(fd, path).st_size > MAX_READ:
-            raise GatewayError(
-                ErrorKind.FILE_TOO_LARGE, f"{path} is larger than {MAX_READ // MIB} MiB"
+        wanted = absolute(path)
+        with self._watched("write", wanted, "fs/write_text_file"):
+            await trio.to_thread.run_sync(
+                write_for_agent, roots, wanted, content, limiter=self._limiter
             )
-        if line is None and limit is None:
-            return file.read()
-        start = max((line or 1) - 1, 0)
-        return "".join(islice(file, start, None if limit is None else start + limit))
 
+    # ---- for clients ----------------------------------------------------------------------------
 
-def _write_text(path: str, content: str, roots: tuple[Path, ...]) -> None:
-    data = content.encode("utf-8", "replace")
-    if len(data) > MAX_WRITE:
-        raise GatewayError(
-            ErrorKind.FILE_TOO_LARGE, f"The content is larger than {MAX_WRITE // MIB} MiB"
+    async def for_client(
+        self, intent: Intent, route: str, work: Callable[..., T], path: Any, **how: Any
+    ) -> T:
+        """``work`` (of `workspace_files`, `workspace_search` or `workspace_write`) on a path as a
+        client sent it.
+
+        ``route`` is for the log. Raises `FileError`.
+        """
+        wanted = client_path(path, self.default, "cwd" if intent == "glob" else "path")
+        with self._watched(intent, wanted, route):
+            return await trio.to_thread.run_sync(
+                partial(work, self.roots, wanted, path, **how), limiter=self._client_limiter
+            )
+
+    def told(self, path: Path) -> str:
+        """A path without links as clients are told it: below the first root relative to that."""
+        if path == self.default:
+            return "."
+        if self.default in path.parents:
+            path = path.relative_to(self.default)
+        return told(str(path))
+
+    async def hides(self, path: Path, *, directory: bool = False) -> Hidden | None:
+        """Whether the ignore rules of its root hide a path without links."""
+        return await trio.to_thread.run_sync(
+            partial(self.rules.hides, path, self.roots, directory=directory),
+            limiter=self._client_limiter,
         )
-    real = _real(path, roots)
-    temporary: str | None = None
-    try:
+
+    @contextmanager
+    def _watched(self, intent: Intent, path: PurePath, route: str) -> Iterator[None]:
+        """What is refused and what is changed goes to the log, without names."""
+        changes = intent in ("write", "edit")
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
         try:
-            status = os.stat(real, follow_symlinks=False)
-        except FileNotFoundError:
-            mode = None
-        else:
-            if not stat.S_ISREG(status.st_mode):
-                raise GatewayError(ErrorKind.FILE_ERROR, f"{path} is not a regular file")
-            mode = stat.S_IMODE(status.st_mode)
-        fd, temporary = tempfile.mkstemp(prefix=".acp-", dir=real.parent)
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(fd, mode if mode is not None else 0o666 & ~_umask())
-            os.fsync(fd)
-        os.replace(temporary, real)
-        temporary = None
-    except OSError as exc:
-        raise _file_error(path, exc) from None
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
-
-
-def _umask() -> int:
-    # There is no way to read it without setting it on every system.
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    except (OSError, ValueError):
-        pass
-    return 0o022
+            if changes and not self.trusted:
+                raise FileError(
+                    ErrorKind.UNTRUSTED_WORKSPACE,
+                    "files of this workspace may only be read",
+                    remedy="serve it as a trusted workspace",
+                )
+            yield
+        except FileError as exc:
+            if exc.kind in _DENIED:
+                log.warning(
+                    "fs_denied", intent=intent, route=route, path=digest, error=exc.kind.word
+                )
+            raise
+        if changes:
+            log.info("fs_changed", intent=intent, route=route, path=digest)

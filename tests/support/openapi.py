@@ -93,7 +93,9 @@ def _word(schema: dict[str, Any] | None) -> str:
 
 def _errors(each: Documented) -> str:
     """Status and words, but for those that every operation has."""
-    usual = {"auth_required", "forbidden", "route_not_found", *BODY_CODES}
+    usual = {"auth_required", "forbidden", "route_not_found"}
+    if each.takes_body:
+        usual |= BODY_CODES
     asks_agent = each.codes >= AGENT_CODES
     if asks_agent:
         usual |= AGENT_CODES
@@ -125,7 +127,8 @@ def _row(row: Operation) -> str:
     body = ""
     if each.takes_body:
         body = _word(each.raw["requestBody"]["content"]["application/json"]["schema"])
-    answer = f"{row.success} {_word(each.schema(row.success))}".strip()
+    status = f"{row.success} or 201" if row.creates else row.success
+    answer = f"{status} {_word(each.schema(row.success))}".strip()
     twin = f"`{row.rpc}`" if row.rpc else ""
     access = row.access.value + (" (agent)" if row.needs_agent else "")
     tags = " ".join(f"`{tag}`" for tag in row.tags)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import attrs
@@ -135,6 +135,17 @@ def who(status: int, asked: list[Asked]) -> str:
     return " ".join([kind, *(f"`{method}`" for method in dict.fromkeys(used))])
 
 
+SEEN: Final = "seen.txt"
+"""A file of the workspace."""
+QUERIES: Final[Mapping[str, Mapping[str, str]]] = {
+    "file_read": {"path": SEEN},
+    "file_read_bytes": {"path": SEEN},
+    "file_stat": {"path": SEEN},
+    "file_list": {"path": "."},
+    "file_glob": {"pattern": "*.txt"},
+}
+
+
 class Surface:
     """A gateway with one agent, and the calls."""
 
@@ -173,6 +184,7 @@ class Surface:
                 row.method,
                 self._path(row, session, path),
                 headers=headers,
+                params=QUERIES.get(name),
                 json=None if row.method in ("GET", "DELETE") else content,
             )
         except httpx2.TimeoutException:
@@ -359,7 +371,12 @@ class Surface:
             answer = self.stream(name, session, **given)
         else:
             answer = self.call(name, session, **given)
-        if answer.status not in (OPERATIONS[name].success, 501):
+        good = (
+            (OPERATIONS[name].success, 201)
+            if OPERATIONS[name].creates
+            else (OPERATIONS[name].success,)
+        )
+        if answer.status not in (*good, 501):
             self.faults.append(f"{name} {case}: {answer}")
         if settle:
             self.settle(session)
@@ -372,6 +389,7 @@ def surface(agent: str, base: Path, model_url: str) -> Iterator[Surface]:
     """A gateway with the tapped agent, for the length of a block."""
     workspace, log = base / "workspace", base / "tap.log"
     workspace.mkdir()
+    (workspace / SEEN).write_text("seen\n")
     kind = AGENTS[agent]
     env = kind.environment(base / "home", model_url)
     env |= {"ACP_GATEWAY_TOKEN": TOKEN, "AGENT_TAP_LOG": str(log)}
@@ -403,6 +421,10 @@ def run(on: Surface) -> dict[Cell, str]:
             on.told(row.name)
         elif row.scope == "session" and row.method == "GET":
             on.told(row.name, session, client=client)
+    new = {"path": "new.txt", "content": "a", "mode": "create"}
+    made = on.told("file_write", body=new).body
+    change = {"path": "new.txt", "oldText": "a", "newText": "b", "expectedHash": made["hash"]}
+    on.told("file_edit", body=change)
     for name in ("heartbeat", "metadata", "approval_mode", "recap", "btw", "task_cancel"):
         on.told(f"session_{name}", session, client=client)
     models = on.call("session_context", session).body["state"]["models"]

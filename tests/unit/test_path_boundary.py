@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acp_gateway.core.path_boundary import absolute, inside
-from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.core.path_boundary import absolute, client_path, inside
+from acp_gateway.protocol.errors import ErrorKind, FileError, GatewayError
 
 parts = st.lists(
     st.sampled_from(["a", "b", "..", ".", "", "...", "~", "a b", "é", "$HOME", "%2e%2e"]),
@@ -55,3 +55,75 @@ def test_the_deepest_root_that_holds_it(path: str, root: str | None) -> None:
         found = inside(absolute(path), order)
         assert found == (None if root is None else PurePosixPath(root))
     assert inside(absolute(path), []) is None
+
+
+# ---- paths of clients ----------------------------------------------------------------------------
+
+ROOT = PurePosixPath("/srv/ws")
+
+SPELLINGS = (
+    # (as it is sent, what it means: a path, or the refusal)
+    ("../../etc/passwd", "/etc/passwd"),
+    ("a/../../../etc/passwd", "/etc/passwd"),
+    ("/etc/passwd", "/etc/passwd"),
+    ("/srv/ws/../../etc/passwd", "/etc/passwd"),
+    ("/srv/wsx/a", "/srv/wsx/a"),
+    ("....//....//etc/passwd", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    (".../etc", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("..\\..\\etc\\passwd", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("a\\..\\..\\b", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("..\\../etc", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("C:\\windows\\win.ini", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("c:/windows", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("\\\\host\\share\\x", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("\\\\?\\C:\\x", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("//host/share", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("//?/C:/x", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("a/NUL", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("com1.txt/x", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("secret.", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("secret ", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    (".. /etc", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("a\u00a0/b", ErrorKind.PATH_OUTSIDE_WORKSPACE),
+    ("a\0/../../etc", ErrorKind.PARSE_ERROR),
+    ("a\ud800", ErrorKind.PARSE_ERROR),
+    ("", ErrorKind.PARSE_ERROR),
+    (None, ErrorKind.PARSE_ERROR),
+    (["a"], ErrorKind.PARSE_ERROR),
+    ("a/" * 2049, ErrorKind.PARSE_ERROR),
+    ("é" * 2049, ErrorKind.PARSE_ERROR),
+    # Names like any other: nothing is decoded, expanded or folded.
+    ("%2e%2e/%2e%2e/etc", "/srv/ws/%2e%2e/%2e%2e/etc"),
+    ("..%2f..%2fetc", "/srv/ws/..%2f..%2fetc"),
+    ("%00", "/srv/ws/%00"),
+    ("\u2025/\uff0e\uff0e/etc", "/srv/ws/\u2025/\uff0e\uff0e/etc"),
+    ("~/x", "/srv/ws/~/x"),
+    ("$HOME/x", "/srv/ws/$HOME/x"),
+    ("..a/b..c", "/srv/ws/..a/b..c"),
+    ("console/auxiliary", "/srv/ws/console/auxiliary"),
+    (".", "/srv/ws"),
+    ("./a//b/", "/srv/ws/a/b"),
+    ("/srv/ws/a", "/srv/ws/a"),
+    ("x:y", "/srv/ws/x:y"),
+)
+
+
+@pytest.mark.parametrize(("sent", "meant"), SPELLINGS, ids=range(len(SPELLINGS)))
+def test_spellings_of_a_client(sent: object, meant: str | ErrorKind) -> None:
+    if isinstance(meant, str):
+        assert str(client_path(sent, ROOT)) == meant
+        return
+    with pytest.raises(FileError) as caught:
+        client_path(sent, ROOT)
+    assert caught.value.kind is meant
+
+
+@given(st.text(max_size=40))
+def test_a_client_s_path_is_plain_or_refused(text: str) -> None:
+    try:
+        path = client_path(text, ROOT)
+    except FileError:
+        return
+    assert path.is_absolute() and not {".", "..", "..."} & set(path.parts)
+    assert str(path) == os.path.normpath(f"{'' if text.startswith('/') else ROOT}/{text}")
+    assert client_path(str(path), ROOT) == path

@@ -8,6 +8,7 @@ from typing import Final
 
 from acp_gateway.transports.operations import (
     daemon,
+    files,
     lists,
     permissions,
     reads,
@@ -59,6 +60,13 @@ HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
         "session_list": lists.listing,
         "session_list_plural": lists.listing,
         "workspace_providers": web_shell.providers,
+        "file_read": files.read,
+        "file_read_bytes": files.read_bytes,
+        "file_stat": files.stat,
+        "file_list": files.listing,
+        "file_glob": files.glob,
+        "file_write": files.write,
+        "file_edit": files.edit,
         "brand": web_shell.brand,
         "workspace_settings": web_shell.settings,
         "workspace_models": web_shell.models,

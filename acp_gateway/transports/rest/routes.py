@@ -20,12 +20,13 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.protocol.errors import ErrorKind, FileError, GatewayError
 from acp_gateway.protocol.extensions import OPERATIONS, Access, Operation
 from acp_gateway.transports.acp_http import Answer
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.operations.access import check_access
 from acp_gateway.transports.operations.call import Call, Caller, Reply
+from acp_gateway.transports.operations.files import HEADERS as FILE_HEADERS
 from acp_gateway.transports.operations.table import HANDLERS
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
 
@@ -165,4 +166,6 @@ def error_answer(exc: GatewayError) -> Answer:
         headers += (("retry-after", RETRY_AFTER),)
     if exc.kind is ErrorKind.AUTH_REQUIRED:
         headers += (("www-authenticate", "Bearer"),)
+    if isinstance(exc, FileError):
+        headers += tuple(FILE_HEADERS.items())
     return Answer(status, dumps(body), headers)
