@@ -53,9 +53,8 @@ def _counts(server: Peer) -> dict[str, int]:
         "threads": len(list((proc / "task").iterdir())),
         "children": len(descendants(server.pid)),
     }
-    if (tasks := _status(server).get("tasks")) is not None:
-        counts["tasks"] = tasks
-    return counts
+    daemon = json.loads(_ask(server, "GET", "/daemon/status"))
+    return {**counts, "tasks": daemon["runtime"]["process"]["tasks"]}
 
 
 def _ask(server: Peer, method: str, path: str) -> bytes:
