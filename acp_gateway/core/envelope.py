@@ -16,7 +16,7 @@ import msgspec
 from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.protocol.events import AGENT_NOTIFICATION
 from acp_gateway.wire.json_codec import dumps
-from acp_gateway.wire.jsonrpc import notice_data, open_line, params_of
+from acp_gateway.wire.jsonrpc import InvalidMessage, notice_data, open_line, params_of
 from acp_gateway.wire.large_line import large_params
 
 NOTIFY: Final = "_qwen/notify"
@@ -57,7 +57,11 @@ def _parts(record: Record, kind: bytes) -> tuple[bytes, ...]:
 def _data(record: Record) -> Iterable[bytes]:
     if record.kind is not Kind.NOTICE:
         data = record.data
-        return (params_of(data),) if isinstance(data, bytes) else large_params(data)
+        try:
+            return (params_of(data),) if isinstance(data, bytes) else large_params(data)
+        except InvalidMessage:
+            # Of a large line not everything was looked at. It must not end the streams it is on.
+            return (b"{}",)
     if record.name.startswith("_"):
         line = open_line(record.line)
         told = {"sessionId": line.params_object().get("sessionId"), "method": line.method}

@@ -158,6 +158,13 @@ class EventRing:
         if self._on_evict is not None:
             self._on_evict(evicted)
 
+    def emptied(self) -> EventRing:
+        """One that stands where this one ends and keeps nothing."""
+        ring = EventRing(self.max_events, self.max_bytes)
+        ring.last_id, ring.first_id = self.last_id, self.last_id + 1
+        ring.total_bytes = ring._evicted_bytes = self.total_bytes
+        return ring
+
     def lag_bytes(self, cursor: int) -> int:
         """Bytes of kept records behind ``cursor``."""
         if cursor >= self.last_id:

@@ -16,7 +16,7 @@ import trio
 
 from acp_gateway.protocol.errors import METHOD_NOT_FOUND, AgentError, ErrorKind, GatewayError
 from acp_gateway.runtime.redact import redact
-from acp_gateway.wire.json_codec import dumps, loads
+from acp_gateway.wire.json_codec import JsonError, dumps, loads
 from acp_gateway.wire.jsonrpc import (
     InvalidMessage,
     Line,
@@ -202,7 +202,7 @@ class AgentRpc:
                 else:
                     link.on_large_update(line, head.kind, now)
                     yield link
-        except InvalidMessage:
+        except (InvalidMessage, JsonError, KeyError, TypeError):  # all but its head is unread
             self.log_garbage(parts[0])
 
     def _handle_other(self, line: bytes, now: float, touched: set[AgentLink]) -> None:

@@ -125,6 +125,8 @@ class SessionFeed(Feed):
 
     def on_large_update(self, line: bytes | Pieces, kind: str, now: float) -> None:
         """One that is clean and split already; see `wire.large_line`."""
+        if kind in _NOTED:
+            self.state.note(kind, line if isinstance(line, bytes) else line.join())
         if self._muted or self.sealed:
             return
         if self.agent_id != self.id:
@@ -214,6 +216,16 @@ class SessionFeed(Feed):
         """A writer has taken records from the ring."""
         if self._pausing:
             self._drained.set()
+
+    def let_go(self) -> None:
+        """It is over: what it told belongs to its last readers alone.
+
+        An ended session is in reference cycles, and the collector comes by rarely: megabytes would
+        wait for it.
+        """
+        self.subs.clear()  # each has been told of the end, and reads on from the ring that it has
+        self.ring = self.ring.emptied()
+        self.transcript = Transcript(0)
 
     # ---- clients --------------------------------------------------------------------------------
 

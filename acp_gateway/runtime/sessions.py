@@ -343,6 +343,7 @@ class SessionManager:
             if self.sessions.get(session.id) is session:
                 del self.sessions[session.id]
                 self.catalog.remember(session)
+            session.let_go()
             if locked:
                 self._locks.release(session.profile.name, session.agent_id)
             if session.id:

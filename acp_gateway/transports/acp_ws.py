@@ -123,9 +123,13 @@ class _ClosingStream(trio.abc.Stream):
         self.keep_alive: KeepAlive | None = None
 
     async def ping(self) -> None:
+        if not self.stream.free_of_writes:
+            # It reads: a write that is stuck ends the connection by itself.
+            if self.keep_alive is not None:
+                self.keep_alive.heard(self)
+            return
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            if not self.stream.writing:  # a write that is stuck ends the connection by itself
-                await self.stream.send_at_once(PING_FRAME)
+            await self.stream.send_at_once(PING_FRAME)
 
     def give_up(self) -> None:
         self.stream.give_up()

@@ -50,10 +50,11 @@ class KeepAlive:
     async def run(self) -> None:
         while True:
             await trio.sleep(self._rest(trio.current_time()))
+            now = trio.current_time()
+            while self._asked and now - next(iter(self._asked.values())) > PONG_TIMEOUT:
+                self._asked.popitem(last=False)[0].give_up()
             for _ in range(BATCH):
                 now = trio.current_time()
-                if self._asked and now - next(iter(self._asked.values())) > PONG_TIMEOUT:
-                    self._asked.popitem(last=False)[0].give_up()
                 if not self._silent or now - next(iter(self._silent.values())) < PING_INTERVAL:
                     break
                 peer, _ = self._silent.popitem(last=False)

@@ -179,6 +179,8 @@ class Pump:
                     blocked = trio.current_time() - began
                     if blocked > self._stall:
                         self._warn(blocked)
+                if outlet.pump is self:
+                    outlet.write_done()  # somebody else may have sent what `flush` left
                 if self._finished():
                     return
         finally:

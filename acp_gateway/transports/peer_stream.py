@@ -80,8 +80,9 @@ class PeerStream(trio.abc.HalfCloseableStream):
             return None
 
     @property
-    def writing(self) -> bool:
-        return self._lock.locked()
+    def free_of_writes(self) -> bool:
+        """Nobody writes, and nothing is left to be written."""
+        return not (self._rest or self._lock.locked())
 
     def serve_here(self) -> None:
         """Requests of this connection run in tasks that the calling one starts."""

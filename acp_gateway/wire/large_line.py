@@ -37,6 +37,9 @@ _UNITS: Final = re.compile(
     rb"|\\u[dD][89abAB]..(?=[^\\]|\\[^u]|\\u(?:[^dD].|[dD][^c-fC-F])..))*+",
     re.DOTALL,
 )
+_BEGUN: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
+_BAD_ESCAPE: Final = re.compile(rb"\\(?![/bfnrt]|u[0-9a-fA-F]{4})")
+_CONTROLS: Final = bytes(range(32))
 _RUN: Final = re.compile(rb"[^\\](?=\\)")
 _BACKSLASH: Final = 0x5C
 _LONGEST: Final = 6
@@ -176,6 +179,8 @@ def relay(parts: Sequence[bytes], head: LargeHead) -> Iterator[bytes | Pieces | 
         clean.append(part)
         if len(clean) % _TURN == 0:
             yield None
+    if clean[:2] != list(parts[:2]):
+        head = peek_large(clean) or head  # its places have moved
     whole = Pieces(clean)
     start, end = head.string_at, None
     if start is None:
@@ -238,24 +243,36 @@ def _cleaned(parts: Sequence[bytes]) -> Iterator[bytes]:
 
 
 def _end_of_string(whole: Pieces, start: int) -> Iterator[int | None]:
-    """Where the quote stands that ends the string; None before for every few pieces."""
+    """Where the quote stands that ends the string; None before for every few pieces.
+
+    Raises `InvalidMessage` for what may not stand in a string (RFC 8259 §7).
+    """
     offset = 0
-    escaped = False
+    carry = b""
+    """The begun escape at the end of the piece before."""
     for number, part in enumerate(whole):
-        begin = max(0, start - offset) + escaped
-        if begin >= len(part):
-            escaped = escaped and not part
-        elif part.find(b'"', begin) < 0:
-            # A run of backslashes begins at an escape: an odd one leaves its last half done.
-            escaped = (len(part) - len(part[begin:].rstrip(b"\\")) - begin) % 2 == 1
-        else:
+        begin = max(0, start - offset)
+        if begin < len(part):
+            text = carry + part[begin:]
+            base = offset + begin - len(carry)
             # The escapes that could hide a quote are covered, in their order.
-            seen = part[begin:].replace(b"\\\\", b"__").replace(b'\\"', b"__")
+            seen = text
+            if b"\\" in text:
+                seen = text.replace(b"\\\\", b"__").replace(b'\\"', b"__")
             at = seen.find(b'"')
             if at >= 0:
-                yield offset + begin + at
+                seen = seen[:at]
+            cut = _BEGUN.search(seen, max(0, len(seen) - _LONGEST)) if at < 0 else None
+            if cut is not None:
+                carry = text[cut.start() :]
+                seen = seen[: cut.start()]
+            else:
+                carry = b""
+            if len(seen.translate(None, _CONTROLS)) < len(seen) or _BAD_ESCAPE.search(seen):
+                raise InvalidMessage("a string holds what none may hold")
+            if at >= 0:
+                yield base + at
                 return
-            escaped = seen.endswith(b"\\")
         offset += len(part)
         if number % _TURN == _TURN - 1:
             yield None

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from acp_gateway.core.envelope import sse_envelopes
+from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.wire.json_codec import dumps, loads
 from acp_gateway.wire.jsonrpc import InvalidMessage, open_line
 from acp_gateway.wire.large_line import (
@@ -210,3 +212,30 @@ def test_no_step_touches_more_than_a_few_pieces() -> None:
     steps = list(relay(parts, head))
     assert len(steps) >= 2 * len(parts) // 16 + 64
     assert max(len(each) for each in steps if each is not None) < CLIENT_LIMIT
+
+
+@pytest.mark.parametrize("size", [SIZES[0], 977])
+@pytest.mark.parametrize("bad", [b"\t", b"\x00", b"\x1b", b"\\x", b"\\u12G4", b"\\u123", b"\\u"])
+def test_what_no_string_may_hold_goes_nowhere(bad: bytes, size: int) -> None:
+    """However the pieces fall: else a client gets JSON that it cannot read."""
+    for place in (1_200_000, 1_200_005):
+        line = text_line("x" * 2_000_000)
+        parts = cut(line[:place] + bad + line[place:], size)
+        head = peek_large(parts)
+        assert head is not None
+        found = []
+        with pytest.raises(InvalidMessage):
+            found += [each for each in relay(parts, head) if each is not None]
+        assert found == []
+
+
+def test_a_text_is_cut_also_behind_bytes_that_are_no_utf8() -> None:
+    line = text_line("x" * 2_000_000).replace(b'{"jsonrpc"', b'{"_meta":{"n":"\xff\xff"},"jsonrpc"')
+    assert max(map(len, relayed(line, SIZES[0]))) < CLIENT_LIMIT
+
+
+def test_a_stream_survives_what_was_relayed_unread() -> None:
+    line = line_of([BIG, BIG])[:-3] + b"] ]"
+    (piece,) = relayed(line, SIZES[0])
+    made = Record(Kind.UPDATE, KIND, Pieces(cut(piece, SIZES[0])), 0.0)
+    assert b'"data":{},' in b"".join(sse_envelopes([made]))
