@@ -163,7 +163,8 @@ class Pump:
         outlet = self.outlet
         outlet.pumped = True
         outlet.pump = self
-        outlet.flush = self.flush
+        if self._direct is not None:
+            outlet.flush = self.flush
         try:
             while True:
                 self._idle = True
