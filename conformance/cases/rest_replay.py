@@ -176,7 +176,10 @@ async def in_a_turn(ctx: Context) -> None:
     prompt = await session.prompt(session.api.words.many(300))
     parts: list[Frame] = []
     for _ in range(4):
-        await stream.find(lambda f: f.kind.endswith("agent_message_chunk") or f.type == "x")
+        # a part may end between the last chunk and the end of the turn
+        await stream.find(
+            lambda f: f.kind.endswith("agent_message_chunk") or f.type == "turn_complete"
+        )
         stream.close()
         await stream.ended()
         parts += [frame for frame in stream.frames if frame.number is not None]
