@@ -7,11 +7,9 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +18,7 @@ from benchmarks.bars import BARS, CONTROLS, OWN
 from benchmarks.client import BenchmarkError
 from benchmarks.judge import bar_table, judge
 from benchmarks.measures import FULL, MEASURES, QUICK, TAKE_PART, Figures, Sizes, help_imports
-from benchmarks.peers import NOT_BY_DEFAULT, PEERS, NotInstalledError, Peer, free_port
+from benchmarks.peers import NOT_BY_DEFAULT, PEERS, NotInstalledError, Peer, started
 from benchmarks.plot import rows, svg
 from benchmarks.report import Results, beside_peers, table
 
@@ -66,18 +64,6 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _started(kind: type[Peer]) -> Iterator[Peer]:
-    """A server that runs. Raises `NotInstalledError`, `BenchmarkError`."""
-    with tempfile.TemporaryDirectory(prefix="acp-bench-", ignore_cleanup_errors=True) as home:
-        peer = kind(Path(home), free_port())
-        try:
-            peer.start()
-            yield peer
-        finally:
-            peer.stop()
-
-
 def _one_round(plan: Plan, sizes: Sizes, skipped: dict[str, str]) -> dict[str, dict[str, Figures]]:
     """Start every server, take each measurement on one after the other, and stop them.
 
@@ -88,7 +74,7 @@ def _one_round(plan: Plan, sizes: Sizes, skipped: dict[str, str]) -> dict[str, d
         running: dict[type[Peer], Peer] = {}
         for kind in list(plan):
             try:
-                running[kind] = stack.enter_context(_started(kind))
+                running[kind] = stack.enter_context(started(kind))
             except (NotInstalledError, BenchmarkError) as exc:
                 skipped[kind.name] = str(exc)
                 _say(f"  {kind.name} is skipped: {exc}")

@@ -13,11 +13,12 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -363,3 +364,15 @@ def free_port() -> int:
         port = server.getsockname()[1]
         assert isinstance(port, int)
         return port
+
+
+@contextmanager
+def started(kind: Callable[[Path, int], Peer]) -> Iterator[Peer]:
+    """A server that runs. Raises `NotInstalledError`, `BenchmarkError`."""
+    with tempfile.TemporaryDirectory(prefix="acp-bench-", ignore_cleanup_errors=True) as home:
+        peer = kind(Path(home), free_port())
+        try:
+            peer.start()
+            yield peer
+        finally:
+            peer.stop()

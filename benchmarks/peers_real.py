@@ -6,11 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from benchmarks.peers import (
     ROOT,
@@ -19,7 +18,6 @@ from benchmarks.peers import (
     Peer,
     Qwen,
     Stdio,
-    free_port,
     module,
     node,
 )
@@ -206,15 +204,3 @@ def running_model() -> Iterator[str]:
             yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         finally:
             process.terminate()
-
-
-@contextmanager
-def started(kind: Callable[[Path, int], Peer]) -> Iterator[Peer]:
-    """A server, beside the one that is measured otherwise and is idle meanwhile."""
-    with TemporaryDirectory(prefix="acp-bench-", ignore_cleanup_errors=True) as home:
-        peer = kind(Path(home), free_port())
-        try:
-            peer.start()
-            yield peer
-        finally:
-            peer.stop()

@@ -155,7 +155,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
         if the socket takes all.
         """
         rest: Sequence[Bytes] = parts
-        if self._is_free():
+        if self.free:
             rest = self._write(parts)
         if rest:
             # The lock, being free, is taken before another task can write in between.
@@ -181,9 +181,6 @@ class PeerStream(trio.abc.HalfCloseableStream):
     @property
     def free(self) -> bool:
         """May `write_now` be called? Nobody writes, nothing waits."""
-        return self._is_free()
-
-    def _is_free(self) -> bool:
         return not (self._rest or self._broken or self._lock.locked())
 
     @property

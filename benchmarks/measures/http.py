@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 
 from benchmarks.client import BenchmarkError
 from benchmarks.measures.common import Figures, Measure, Sizes
-from benchmarks.peers import Peer
-from benchmarks.peers_real import ROOMY, started
+from benchmarks.peers import Peer, started
+from benchmarks.peers_real import ROOMY
 from benchmarks.processes import cpu_seconds
 
 WARM = 0.4

@@ -9,7 +9,7 @@ from statistics import median
 
 from benchmarks.client import run_turn
 from benchmarks.measures.common import Figures, Measure, Sizes, pid_of
-from benchmarks.peers import Peer
+from benchmarks.peers import Peer, started
 from benchmarks.peers_real import (
     GOOSE,
     QWEN,
@@ -18,7 +18,6 @@ from benchmarks.peers_real import (
     RealServer,
     RealStdio,
     running_model,
-    started,
 )
 from benchmarks.processes import cpu_seconds
 

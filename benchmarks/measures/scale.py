@@ -15,8 +15,8 @@ from statistics import median
 
 from benchmarks.client import BenchmarkError, Link, round_trip, run_fanouts
 from benchmarks.measures.common import CHUNK, SETTLE, Figures, Measure, Sizes
-from benchmarks.peers import Peer
-from benchmarks.peers_real import ROOMY, AgentEach, NoSpare, started
+from benchmarks.peers import Peer, started
+from benchmarks.peers_real import ROOMY, AgentEach, NoSpare
 from benchmarks.processes import cpu_seconds, descendants, rss_mib
 
 KIB = 1024

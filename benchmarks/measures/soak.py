@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.client import BenchmarkError, Link, prompt, round_trip, run_turn
 from benchmarks.measures.common import CHUNK, Figures, Measure, Sizes
-from benchmarks.peers import STUB, Peer
-from benchmarks.peers_real import Transient, started
+from benchmarks.peers import STUB, Peer, started
+from benchmarks.peers_real import Transient
 from benchmarks.processes import MIB, PROC, descendants, rss_mib
 
 STREAMS = 3

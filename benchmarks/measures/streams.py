@@ -8,8 +8,7 @@ from statistics import median
 
 from benchmarks.client import round_trip, run_turn
 from benchmarks.measures.common import CHUNK, Figures, Measure, Sizes, percentile, pid_of
-from benchmarks.peers import Peer, Via
-from benchmarks.peers_real import started
+from benchmarks.peers import Peer, Via, started
 from benchmarks.peers_tls import ENCRYPTED
 from benchmarks.processes import cpu_seconds, rss_mib
 

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -603,6 +603,14 @@ def test_permissions(root: Path) -> None:
 # ---- several at once, and a sudden end -----------------------------------------------------------
 
 
+def in_threads(run: Callable[[int], None], arguments: Iterable[int]) -> None:
+    workers = [threading.Thread(target=run, args=(each,)) for each in arguments]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join(DEADLINE)
+
+
 def test_one_of_many_with_the_same_hash(root: Path) -> None:
     path = root / "a"
     path.write_text("0")
@@ -619,14 +627,7 @@ def test_one_of_many_with_the_same_hash(root: Path) -> None:
             except FileError as exc:
                 won.append(exc.kind)
 
-        workers = [
-            threading.Thread(target=run, args=(number * threads + who + 1,))
-            for who in range(threads)
-        ]
-        for each in workers:
-            each.start()
-        for each in workers:
-            each.join(DEADLINE)
+        in_threads(run, range(number * threads + 1, (number + 1) * threads + 1))
         winners = [each for each in won if isinstance(each, int)]
         assert len(winners) == 1 and won.count(ErrorKind.HASH_MISMATCH) == threads - 1
         assert path.read_text() == f"{winners[0]}"
@@ -644,11 +645,7 @@ def test_one_of_many_creates(root: Path) -> None:
         except FileError as exc:
             lost.append(exc.kind)
 
-    workers = [threading.Thread(target=run, args=(who,)) for who in range(8)]
-    for each in workers:
-        each.start()
-    for each in workers:
-        each.join(DEADLINE)
+    in_threads(run, range(8))
     assert len(won) == 1 and path.read_text() == f"{won[0]}" and not left(root)
     assert lost == [ErrorKind.FILE_ALREADY_EXISTS] * 7
 
