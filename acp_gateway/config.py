@@ -5,7 +5,8 @@ Precedence: flag > environment ``ACP_GATEWAY_*`` > TOML file > default. The file
 ``ACP_GATEWAY_CONFIG`` names; it is never looked for in a workspace: a repository must not choose
 the command that runs. Settings are keys at the root of the file, ``-`` and ``_`` are the same in
 them, relative paths start at the file's directory; ``[agents.NAME]`` tables describe agents
-(`AgentSpec`). In the environment a setting with several values is one value or a JSON array.
+(`AgentSpec`), ``[auth.NAME]`` tables whom one can sign in at. In the environment a setting with
+several values is one value or a JSON array.
 
 This module holds the shapes and the errors; `acp_gateway.config_load` reads and checks.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,6 +38,7 @@ MIB = 1024 * KIB
 
 Isolation = Literal["session", "shared"]
 LogFormat = Literal["auto", "console", "json"]
+LogLevel = Literal["auto", "debug", "info", "warning", "error"]
 PermissionPolicy = Literal["first-responder", "designated", "consensus", "local-only"]
 
 
@@ -47,6 +50,12 @@ class Settings:
     """Address to listen on. Anything but loopback needs a token."""
     port: int = 4170
     """TCP port; 0 takes any free one."""
+    tcp: bool = True
+    """Listen on TCP; without it on the Unix socket alone."""
+    unix_socket: Path | None = None
+    """Unix socket to listen on beside TCP."""
+    unix_socket_mode: str = "0600"
+    """Its mode, octal; more than the owner's needs a token."""
     workspace: tuple[Path, ...] = ()
     """Roots that sessions may work in; the current directory when empty."""
     agent: tuple[str, ...] = ("auto",)
@@ -58,6 +67,16 @@ class Settings:
     """Bearer token that clients must present."""
     token_file: Path | None = None
     """File whose first line is the token."""
+    tokens_file: Path | None = None
+    """File of the named tokens (``acp-gateway token``); in the state directory when absent."""
+    jwt_jwks: str | None = None
+    """File or URL of the keys (JWK set) of an outside issuer whose JWTs let clients in."""
+    jwt_issuer: str | None = None
+    """``iss`` that its tokens must have."""
+    jwt_audience: str | None = None
+    """``aud`` that its tokens must have or hold."""
+    jwt_scope_claim: str = "scope"
+    """Claim with the scopes: a list, or words in a text; dots lead into objects."""
     require_auth: bool = False
     """Refuse to start without a token, also on loopback."""
     strict_acp: bool = False
@@ -65,7 +84,22 @@ class Settings:
     trust_loopback: bool = False
     """Let clients use strict mutation routes although no token is configured."""
     allow_origin: tuple[str, ...] = ()
-    """Extra Origins (scheme://host[:port]) that browsers may connect from."""
+    """Extra Origins (scheme://host[:port]) that browsers may connect from; ``*``: any, which needs
+    a token."""
+    public_url: str | None = None
+    """Where a proxy serves the gateway: ``https://host[:port][/base]``."""
+    trusted_proxy: tuple[str, ...] = ()
+    """Addresses and ranges (or ``unix``) whose forwarded headers are believed."""
+    rate_limit: bool = False
+    """Limit the requests of each caller."""
+    rate_limit_prompt: int = 10
+    """Prompts of one caller in a window."""
+    rate_limit_mutation: int = 30
+    """Other requests of one caller that change something, in a window."""
+    rate_limit_read: int = 120
+    """Requests of one caller that only read, in a window."""
+    rate_limit_window: float = 60.0
+    """The window of the rate limits."""
     permission_timeout: float = 300.0
     """An unanswered permission request is answered ``cancelled`` after this long; 0: never."""
     permission_policy: PermissionPolicy = "first-responder"
@@ -75,6 +109,14 @@ class Settings:
     """Votes that ``consensus`` needs; 0: more than half of the clients."""
     permission_audit: Path | None = None
     """File that gets one JSON line for each step of a permission request."""
+    audit_log: Path | None = None
+    """File that gets one JSON line for each of those steps and for each access to a file."""
+    audit_raw_paths: bool = False
+    """Name files in it, and what was wrong with them; else only a hash of the path."""
+    trust_workspace: bool = True
+    """False: files of the workspace can be read through the gateway, and not be changed."""
+    watch_files: bool = True
+    """Tell readers of the workspace's events which files change."""
     max_queued_prompts: int = 5
     """Prompts of one session that may run or wait; 0: no limit."""
     prompt_deadline: float = 0.0
@@ -95,6 +137,15 @@ class Settings:
     """Open the web page in a browser after start."""
     log_format: LogFormat = "auto"
     """``auto``: console on a terminal, else JSON lines."""
+    log_file: Path | None = None
+    """File that the log goes to besides stderr; ``none``: no file. Else ``log/daemon.log`` in the
+    user's state directory."""
+    log_level: LogLevel = "auto"
+    """Least important lines of the log. ``auto``: ``info``, and ``warning`` on a terminal."""
+    trace_wire: Path | None = None
+    """File that gets every message of clients and agents, secrets redacted."""
+    otlp_endpoint: str | None = None
+    """Base URL of an OpenTelemetry collector that traces are sent to (OTLP over HTTP)."""
 
     handshake_timeout: float = 10.0
     """Time an agent has to answer initialize (a profile may ask for more)."""
@@ -120,6 +171,18 @@ class Settings:
     """``/acp`` connections, WebSocket and HTTP together."""
     max_tcp_connections: int = 512
     """Sockets of any kind."""
+    max_peer_connections: int = 128
+    """Sockets from one address, not of this machine or a trusted proxy; 0: no limit."""
+    max_requests_in_flight: int = 256
+    """Requests of one ``/acp`` connection that are not answered yet."""
+    max_header_bytes: int = 64 * KIB
+    """Largest head of an HTTP request."""
+    header_timeout: float = 10.0
+    """Time a new connection has to send the head of a request, and for its TLS handshake."""
+    body_timeout: float = 60.0
+    """Time a request has to send its body."""
+    http_idle_timeout: float = 75.0
+    """A connection that has nothing to ask is closed after this long."""
     max_subscribers: int = 64
     """Subscribers of one session."""
     max_message_bytes: int = 10 * MIB
@@ -128,6 +191,8 @@ class Settings:
     """Largest line accepted from an agent."""
     flow_pause_bytes: int = 4 * MIB
     """A progressing subscriber this far behind pauses the reading of its agent."""
+    allow_private_auth_base_url: bool = False
+    """Sign-in providers may be at addresses of a private network."""
     spare_agents: int = 1
     """Agents kept started ahead of need (``session`` isolation)."""
     spare_idle: float = 600.0
@@ -140,6 +205,17 @@ class Settings:
     """A shared agent without sessions is stopped after this long."""
     health_interval: float = 15.0
     """Time between health checks of agents that can answer one."""
+    enable_session_shell: bool = False
+    """Let clients run commands in a session's directory. Ignored without a token, unless
+    ``trust_loopback`` is set."""
+    shell_timeout: float = 120.0
+    """A command of a client that runs for longer is ended."""
+    shell_output_bytes: int = 512 * KIB
+    """Output of one command that is told; of more the beginning and the end."""
+    max_shell_commands: int = 4
+    """Commands of one session at once."""
+    shell_env: tuple[str, ...] = ()
+    """Further variables of the daemon that commands may see; ``*`` matches any characters."""
 
 
 @attrs.frozen(kw_only=True)
@@ -173,6 +249,10 @@ class LoadedSettings:
     """The ``[agents.NAME]`` tables of the file."""
     config_file: Path | None = None
     """The file that was read, if there was one."""
+    warnings: tuple[str, ...] = ()
+    """What may be meant, one sentence each."""
+    auth: Mapping[str, Any] = attrs.field(factory=dict)
+    """The ``[auth.NAME]`` tables of the file, unread: see ``runtime.sign_in_providers``."""
 
 
 class ConfigError(Exception):
@@ -223,6 +303,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def unix_path(target: str) -> str | None:
+    """The absolute path that ``unix:PATH`` names; None for anything else.
+
+    ``unix:///PATH`` is taken too.
+    """
+    if not target.lower().startswith("unix:"):
+        return None
+    path = target[len("unix:") :]
+    path = path[2:] if path.startswith("//") else path
+    return path if path.startswith("@") else os.path.abspath(os.path.expanduser(path))
 
 
 def default_config_file() -> Path:

@@ -11,12 +11,14 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import attrs
 
+from acp_gateway import config_access as access
 from acp_gateway.config import (
     AGENT_NAME,
     CONFIG_VARIABLE,
@@ -28,7 +30,6 @@ from acp_gateway.config import (
     Settings,
     default_config_file,
     did_you_mean,
-    is_loopback,
     split_command,
 )
 
@@ -61,7 +62,7 @@ def load_settings(
             "The current directory does not exist any more.", remedy="Change to another one."
         ) from error
     kinds = get_type_hints(Settings)
-    file_layer, agents = _read_file(path, kinds, required=required)
+    file_layer, agents, auth = _read_file(path, kinds, required=required)
     layers = [layer for layer in (file_layer, _read_environment(environ, kinds, here)) if layer]
     layers.append(_read_flags(flags, kinds, here))
     _keep_one_token(layers)
@@ -75,8 +76,22 @@ def load_settings(
         settings=settings,
         sources=sources,
         agents=agents,
+        auth=auth,
         config_file=path if file_layer else None,
+        warnings=tuple(access.warnings(settings, sources, lambda: _has_other_tokens(settings))),
     )
+
+
+def load_tokens_file(environ: Mapping[str, str] | None = None) -> Path | None:
+    """The setting ``tokens_file`` of environment and file, whatever the others are: who creates a
+    token may still lack what `serve` would refuse to start without. Raises `ConfigError`."""
+    environ = os.environ if environ is None else environ
+    named = environ.get(CONFIG_VARIABLE)
+    path = Path(os.path.abspath(Path(named or default_config_file()).expanduser()))
+    kinds, here = get_type_hints(Settings), Path.cwd()
+    file_layer, _, _ = _read_file(path, kinds, required=bool(named))
+    layers = [layer for layer in (file_layer, _read_environment(environ, kinds, here)) if layer]
+    return _merge(layers).tokens_file if layers else None
 
 
 @attrs.frozen
@@ -138,7 +153,7 @@ def _read_environment(environ: Mapping[str, str], kinds: Mapping[str, Any], here
 
 def _read_file(
     path: Path, kinds: Mapping[str, Any], *, required: bool
-) -> tuple[_Layer | None, dict[str, AgentSpec]]:
+) -> tuple[_Layer | None, dict[str, AgentSpec], dict[str, Any]]:
     from typed_settings.exceptions import ConfigFileLoadError, ConfigFileNotFoundError
     from typed_settings.loaders import TomlFormat
 
@@ -147,7 +162,7 @@ def _read_file(
         content = TomlFormat(None)(path, Settings, ())
     except (ConfigFileNotFoundError, NotADirectoryError) as error:
         if not required:
-            return None, {}
+            return None, {}, {}
         raise ConfigError(
             f"The configuration file {path} does not exist.",
             remedy="Check --config.",
@@ -161,17 +176,22 @@ def _read_file(
         ) from error
     values = {key.replace("-", "_"): value for key, value in content.items()}
     tables = values.pop("agents", {})
+    auth = values.pop("auth", {})
+    if not isinstance(auth, dict):
+        raise ConfigError(
+            '"auth" must hold tables.', remedy="Write [auth.NAME] above them.", source=source
+        )
     for key in values:
         if key not in kinds:
             raise ConfigError(
                 f'"{key}" is not a setting.',
-                remedy=did_you_mean(key, [*kinds, "agents"])
+                remedy=did_you_mean(key, [*kinds, "agents", "auth"])
                 or "`acp-gateway config show` lists all settings.",
                 source=source,
             )
     base = path.parent
     layer = _Layer(source, _check_values(values, kinds, source), base)
-    return layer, _agent_specs(tables, base, source)
+    return layer, _agent_specs(tables, base, source), auth
 
 
 def _check_values(
@@ -345,14 +365,31 @@ def _finish(
             raise _not_a("0 or more", key, getattr(settings, key), sources[key])
     if settings.port > 65535:
         raise _not_a("a port from 0 to 65535", "port", settings.port, sources["port"])
-    for origin in settings.allow_origin:
-        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s*]+", origin):
-            raise _not_a(
-                "an origin such as https://host:port",
-                "allow_origin",
-                origin,
-                sources["allow_origin"],
-            )
+    if settings.rate_limit_window < 1:
+        raise _not_a(
+            "1 or more",
+            "rate_limit_window",
+            settings.rate_limit_window,
+            sources["rate_limit_window"],
+        )
+    if not re.fullmatch(r"0?[0-7]{3}", settings.unix_socket_mode):
+        raise _not_a(
+            "an octal mode such as 0660",
+            "unix_socket_mode",
+            settings.unix_socket_mode,
+            sources["unix_socket_mode"],
+        )
+    if settings.unix_socket is not None:
+        path = Path(os.path.abspath(settings.unix_socket))
+        settings = attrs.evolve(settings, unix_socket=path)
+    endpoint = settings.otlp_endpoint
+    if endpoint is not None and not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", endpoint):
+        raise _not_a(
+            "a URL such as http://127.0.0.1:4318",
+            "otlp_endpoint",
+            endpoint,
+            sources["otlp_endpoint"],
+        )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         given, missing = ("cert", "key") if settings.tls_cert else ("key", "cert")
         raise ConfigError(
@@ -378,7 +415,7 @@ def _finish(
             )
         settings = attrs.evolve(settings, web=web)
     roots = [_directory(root, "workspace", sources["workspace"]) for root in settings.workspace]
-    settings = attrs.evolve(settings, workspace=tuple(dict.fromkeys(roots or [here.resolve()])))
+    settings = attrs.evolve(settings, workspace=tuple(roots or [here.resolve()]))
     if settings.token_file is not None:
         token = read_token(settings.token_file, sources["token_file"])
         settings = attrs.evolve(settings, token=token)
@@ -389,20 +426,26 @@ def _finish(
             remedy="Use letters, digits and punctuation of ASCII, without spaces.",
             source=sources["token"],
         )
-    if settings.token is None and not is_loopback(settings.host):
+    # To connect takes the right to write: unix(7).
+    shared = settings.unix_socket is not None and int(settings.unix_socket_mode, 8) & 0o022
+    if shared and settings.token is None and not _has_other_tokens(settings):
         raise ConfigError(
-            f"Listening on {settings.host} without a token would let anybody on the network "
-            "run commands as you.",
-            remedy="Add --token-file FILE (or --token), or listen on 127.0.0.1.",
-            source=sources["host"],
+            f"A Unix socket of mode {settings.unix_socket_mode} without a token would let other "
+            "users run commands as you.",
+            remedy="Add --token-file FILE (or --token), or leave the mode at 0600.",
+            source=sources["unix_socket_mode"],
         )
-    if settings.token is None and settings.require_auth:
-        raise ConfigError(
-            "require_auth is set but there is no token.",
-            remedy="Add --token-file FILE (or --token).",
-            source=sources["require_auth"],
-        )
-    return settings, sources
+    return access.checked(settings, sources, lambda: _has_other_tokens(settings)), sources
+
+
+def _has_other_tokens(settings: Settings) -> bool:
+    """Is there somebody else who may come in: by a named token, or by an outside issuer's?"""
+    if settings.jwt_jwks is not None:
+        return True
+    from acp_gateway.token_store import TokenStore
+
+    now = time.time()
+    return any(not each.expired(now) for each in TokenStore(settings.tokens_file).read())
 
 
 _NOT_NEGATIVE: Final = (
@@ -413,6 +456,7 @@ _NOT_NEGATIVE: Final = (
     "permission_timeout",
     "prompt_deadline",
     "max_queued_prompts",
+    "max_peer_connections",
 )
 _POSITIVE: Final = tuple(
     field.name

@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__)
     parser.add_argument("url", nargs="?", help="http(s) or ws(s) URL; the path defaults to /acp")
     parser.add_argument("--token", help="bearer token")
+    parser.add_argument("--origin", help="an Origin that the server was told to allow")
     parser.add_argument(
         "--transport",
         choices=[*TRANSPORTS, "both", "all"],
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.cwd.is_dir():
         parser.error(f"--cwd {arguments.cwd}: no such directory")
     try:
-        target = Target.parse(arguments.url, arguments.token)
+        target = Target.parse(arguments.url, arguments.token).with_origin(arguments.origin)
     except ValueError as error:
         parser.error(str(error))
     options = Options(target, arguments.cwd.resolve(), arguments.agent, arguments.slow)

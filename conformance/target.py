@@ -21,6 +21,8 @@ class Target:
     port: int
     path: str
     token: str | None = None
+    origin: str | None = None
+    """An origin that the server allows besides its own."""
 
     @classmethod
     def parse(cls, url: str, token: str | None = None) -> Target:
@@ -67,6 +69,9 @@ class Target:
     @property
     def auth_headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def with_origin(self, origin: str | None) -> Target:
+        return replace(self, origin=origin)
 
     def with_token(self, token: str | None) -> Target:
         return replace(self, token=token)

@@ -24,8 +24,14 @@ class GatewayProcess:
     Raises `RuntimeError` with the end of stderr when it does not become ready.
     """
 
-    def __init__(self, workspace: Path, env: Mapping[str, str], args: Sequence[str] = ()) -> None:
-        argv = [sys.executable, "-m", "acp_gateway", "serve", "--port", "0"]
+    def __init__(
+        self,
+        workspace: Path,
+        env: Mapping[str, str],
+        args: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "acp_gateway"),
+    ) -> None:
+        argv = [sys.executable, *program, "serve", "--port", "0"]
         argv += ["--workspace", str(workspace), *args]
         self.process = subprocess.Popen(
             argv,

@@ -1,4 +1,5 @@
-"""``agents``: the known agents, which of them are installed, and how to install the others."""
+"""``agents``: the known agents, which of them are installed, how to install the others, and what an
+agent sees of the environment."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from acp_gateway.cli.base import command, json_option, print_json, print_table
+from acp_gateway.cli.base import command, json_option, print_json, print_table, remember_debug
 
 if TYPE_CHECKING:
     from acp_gateway.runtime.agent_profile import AgentProfile
@@ -17,13 +18,25 @@ VERSION_DEADLINE = 10.0
 """Seconds for ``PROGRAM --version``."""
 
 
-@command("agents")
-@json_option()
-@click.option(
+_config_option = click.option(
     "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file to read."
 )
-def agents(as_json: bool, config_file: Path | None) -> None:
-    """List the agents that can be served."""
+
+
+@click.group("agents", invoke_without_command=True)
+@json_option()
+@_config_option
+@click.option(
+    "--debug", is_flag=True, expose_value=False, callback=remember_debug, help="Show tracebacks."
+)
+@click.pass_context
+def agents(ctx: click.Context, as_json: bool, config_file: Path | None) -> None:
+    """List the agents that can be served; `agents show NAME` tells more of one."""
+    if ctx.invoked_subcommand is None:
+        _list(as_json, config_file)
+
+
+def _list(as_json: bool, config_file: Path | None) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from acp_gateway.cli.options import load
@@ -61,6 +74,63 @@ def agents(as_json: bool, config_file: Path | None) -> None:
             for row in rows
         ],
     )
+
+
+@command("show")
+@click.argument("name")
+@json_option()
+@_config_option
+def show(name: str, as_json: bool, config_file: Path | None) -> None:
+    """Show one agent and the names of the variables that it gets from this environment.
+
+    NAME is a known agent, one of the configuration file, or a command. No value is printed.
+    """
+    from acp_gateway.cli.options import load
+    from acp_gateway.runtime.agent_profile import parse_agent_spec
+    from acp_gateway.runtime.child_environment import NEVER_PATTERNS, looks_secret, select
+
+    environ = dict(os.environ)
+    _, profile = parse_agent_spec(name, load({"config_file": config_file}).agents)
+    passed = profile.environment(environ)
+    kept = environ.keys() - passed.keys()
+    never = kept - select(environ, (), tuple(kept)).keys()
+    secret = {each for each in kept - never if looks_secret(each, environ[each])}
+    told: dict[str, Any] = {
+        "name": profile.name,
+        "title": profile.title,
+        "command": list(profile.argv),
+        "environment": {
+            "passed": sorted(passed.keys() & environ.keys() - profile.env_set.keys()),
+            "set": sorted(profile.env_set),
+            "credentials_kept": sorted(secret),
+            "never": sorted(never),
+            "other_kept": sorted(kept - never - secret),
+        },
+        "patterns": {
+            "passed": list(profile.env_allow),
+            "passed_with_credentials": list(profile.env_keys),
+            "never": list(NEVER_PATTERNS),
+        },
+    }
+    if as_json:
+        print_json(told)
+        return
+    click.echo(f"{profile.title}: {' '.join(profile.argv)}")
+    for key, text in _SHOWN.items():
+        names = told["environment"][key]
+        click.echo(f"\n{text} ({len(names)}):")
+        click.echo(click.wrap_text(" ".join(names) or "-", 96, "  ", "  "))
+
+
+_SHOWN = {
+    "passed": "It gets",
+    "set": "Set for it",
+    "credentials_kept": "Kept from it, for they look like credentials; env_pass names exceptions",
+    "never": "Kept from every child",
+    "other_kept": "Kept from it, for nothing asks for them; env_pass names exceptions",
+}
+
+agents.add_command(show)
 
 
 def agent_version(profile: AgentProfile) -> str | None:

@@ -7,7 +7,20 @@ from collections.abc import Sequence
 import click
 
 from acp_gateway import __version__
-from acp_gateway.cli import agents, base, configuration, connect, daemons, doctor, editor, serve
+from acp_gateway.cli import (
+    agents,
+    base,
+    configuration,
+    connect,
+    daemons,
+    doctor,
+    editor,
+    login,
+    logs,
+    serve,
+)
+from acp_gateway.cli import pair as pairing
+from acp_gateway.cli import token as tokens
 
 _COMPLETION = """\b
 Shell completion, for the start-up file of your shell:
@@ -49,7 +62,12 @@ for _command in (
     daemons.list_command,
     daemons.status,
     daemons.stop,
+    daemons.reload,
+    login.login,
+    logs.logs,
     configuration.config,
+    tokens.token,
+    pairing.pair,
     version,
 ):
     group.add_command(_command)

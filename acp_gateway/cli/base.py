@@ -102,6 +102,9 @@ def report(error: Exception) -> int:
 
 
 def _print_error(message: str, source: str | None, remedy: str | None) -> None:
+    from acp_gateway.runtime.redact import clean
+
+    message, remedy = clean(message, 4096), remedy and clean(remedy, 4096)
     say(f"{PROGRAM}: {message}")
     if source:
         say(f"  from: {source}")

@@ -5,26 +5,26 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import platform
 import socket
 import stat
 import sys
-import tempfile
 import time
-import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-import attrs
-
-from acp_gateway.cli import options, tls_check
+from acp_gateway.cli import options
 from acp_gateway.cli.handshake import handshake
 from acp_gateway.config import ConfigError, LoadedSettings, Settings
 from acp_gateway.runtime import runtime_file
 from acp_gateway.runtime.agent_profile import AgentProfile, find_agents, resolve_agents
+from acp_gateway.runtime.checks import Cell, proxies, python, system, workspace
+from acp_gateway.runtime.checks import fail as _fail
+from acp_gateway.runtime.checks import ok as _ok
+from acp_gateway.runtime.checks import warn as _warn
+from acp_gateway.transports import tls_check
 
 _PACKAGES: Final = (
     *("attrs", "cattrs", "click", "h11", "hypercorn", "jsonrpcserver", "msgspec", "platformdirs"),
@@ -32,71 +32,21 @@ _PACKAGES: Final = (
 )
 
 
-@attrs.frozen(kw_only=True)
-class Cell:
-    """One line of the report."""
-
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    kind: str
-    """``ok`` or a stable word for the problem."""
-    message: str
-    fix: str | None = None
-    """A command, or a sentence where no command can do it."""
-
-
-def _ok(name: str, message: str) -> Cell:
-    return Cell(name=name, status="ok", kind="ok", message=message)
-
-
-def _fail(name: str, kind: str, message: str, fix: str | None) -> Cell:
-    return Cell(name=name, status="fail", kind=kind, message=message, fix=fix)
-
-
-def _warn(name: str, kind: str, message: str, fix: str | None) -> Cell:
-    return Cell(name=name, status="warn", kind=kind, message=message, fix=fix)
-
-
 def check_all(flags: dict[str, Any], environ: Mapping[str, str] = os.environ) -> Iterator[Cell]:
     """All checks, in the order in which they are worth fixing."""
-    yield _python()
-    yield _platform()
+    yield python()
+    yield system()
     yield from _packages()
     loaded, cell = _configuration(flags)
     yield cell
     settings = loaded.settings
     for root in settings.workspace:
-        yield _workspace(root)
+        yield workspace(root)
     yield _runtime_directory()
     yield _port(settings)
     yield from tls_cells(settings)
-    yield _proxies(environ)
+    yield proxies(environ)
     yield from _agents(loaded, environ)
-
-
-def _python() -> Cell:
-    version = ".".join(map(str, sys.version_info[:3]))
-    return _ok("python", f"{version} at {sys.executable}")
-
-
-def _platform() -> Cell:
-    system = platform.system()
-    if system == "Linux":
-        return _ok("platform", "Linux")
-    if system == "Darwin":
-        return _warn(
-            "platform",
-            "platform_limited",
-            "macOS has no openat2, landlock or bubblewrap: files are guarded by path checks and "
-            "agents cannot be sandboxed.",
-            None,
-        )
-    return _fail(
-        "platform",
-        "platform_unsupported",
-        f"{system} is not supported.",
-        "Use Linux or macOS.",
-    )
 
 
 def _packages() -> Iterator[Cell]:
@@ -133,23 +83,6 @@ def _configuration(flags: dict[str, Any]) -> tuple[LoadedSettings, Cell]:
         )
         return LoadedSettings(settings=usual, sources={}), cell
     return loaded, _ok("configuration", f"{loaded.config_file or 'no file, defaults'}")
-
-
-def _workspace(root: Path) -> Cell:
-    name = f"workspace {root}"
-    if not os.access(root, os.R_OK | os.X_OK):
-        return _fail(name, "workspace_unreadable", "It cannot be read.", f"chmod u+rx '{root}'")
-    try:
-        with tempfile.TemporaryFile(dir=root):
-            pass
-    except OSError as error:
-        return _warn(
-            name,
-            "workspace_read_only",
-            f"Agents cannot write in it: {error.strerror}.",
-            f"chmod u+w '{root}'",
-        )
-    return _ok(name, "can be read and written")
 
 
 def _runtime_directory() -> Cell:
@@ -220,29 +153,6 @@ def tls_cells(settings: Settings) -> Iterator[Cell]:
         yield _ok("tls", f"certificate and key fit, valid until {until}")
     if stat.S_IMODE(key.stat().st_mode) & 0o077:
         yield _warn("tls key", "tls_key_exposed", "Others may read the key.", f"chmod 600 '{key}'")
-
-
-def _proxies(environ: Mapping[str, str]) -> Cell:
-    names = [
-        name
-        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
-        if environ.get(name, "").strip()
-    ]
-    exempt = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
-    # The names in the list decide, so it is read from environ and not from this process.
-    missed = [
-        host
-        for host in ("127.0.0.1", "localhost")
-        if not urllib.request.proxy_bypass_environment(host, {"no": exempt})  # type: ignore[attr-defined]
-    ]
-    if names and missed:
-        return _warn(
-            "proxies",
-            "proxy_catches_loopback",
-            f"{', '.join(names)} would send clients of {' and '.join(missed)} to a proxy.",
-            "export NO_PROXY=localhost,127.0.0.1,::1 no_proxy=localhost,127.0.0.1,::1",
-        )
-    return _ok("proxies", "none catches the loopback")
 
 
 def _agents(loaded: LoadedSettings, environ: Mapping[str, str]) -> Iterator[Cell]:

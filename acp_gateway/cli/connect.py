@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--agent", multiple=True, metavar="AGENT", help="With --spawn: as for `acp-gateway serve`."
 )
+@click.option("--unix", metavar="PATH", help="Connect over this Unix socket: URL unix:PATH.")
 @click.argument("url", required=False)
 def connect(
     url: str | None,
@@ -39,12 +40,17 @@ def connect(
     spawn: bool,
     workspace: str,
     agent: tuple[str, ...],
+    unix: str | None,
 ) -> int:
     """Speak ACP on stdin and stdout, one message a line, with the gateway at URL.
 
     Without a URL the gateway of this user is taken: the only one, or the one that serves the
     current directory.
     """
+    if unix:
+        if url:
+            raise click.UsageError("Give a URL or --unix, not both.")
+        url = f"unix:{unix}"
     if spawn and url:
         raise click.UsageError("Give a URL or --spawn, not both.")
     from acp_gateway.config import ConfigError
@@ -63,7 +69,8 @@ def connect(
         target, url_token = endpoint(url)
         token = token or url_token
     elif info is not None:
-        target = info.ws_url
+        # The file's permissions are the better lock, and no certificate has to fit.
+        target = f"unix:{info.unix_socket}" if info.unix_socket else info.ws_url
     else:
         raise ConfigError(
             "No gateway is running.",
@@ -79,8 +86,12 @@ def connect(
 def endpoint(url: str) -> tuple[str, str | None]:
     """The WebSocket URL that ``url`` means, and the token in its query.
 
-    http, https and no scheme are taken too, and ``/acp`` may be left out.
+    http, https and no scheme are taken too, and ``/acp`` may be left out. ``unix:PATH`` stays.
     """
+    from acp_gateway.config import unix_path
+
+    if (path := unix_path(url)) is not None:
+        return f"unix:{path}", None
     parts = urlsplit(url if "://" in url else f"ws://{url}")
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     try:

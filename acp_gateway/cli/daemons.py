@@ -61,22 +61,21 @@ def list_command(as_json: bool) -> None:
 def status(url: str | None, token: str | None, as_json: bool) -> int:
     """Ask a gateway how it is. Exits with 1 when it does not answer.
 
-    URL may be left out when one gateway runs, or one that serves the current directory.
+    URL may be unix:PATH. It may be left out when one gateway runs, or one that serves the current
+    directory.
     """
-    from acp_gateway.cli.http import get
+    from acp_gateway.cli.http import ask
     from acp_gateway.runtime.runtime_file import find
 
     info = find(url)
     if info is None and (url is None or url.isdecimal()):
         return _none_running(as_json)
-    base = info.url if info else f"{url if '//' in str(url) else f'http://{url}'}"
-    base = base.replace("ws://", "http://", 1).replace("wss://", "https://", 1)
-    base = base.split("?")[0].rstrip("/").removesuffix("/acp")
+    base = _base(info, url)
     token = info.token if info else token
     problem: str | None = None
     body: Any = None
     try:
-        code, body = get(f"{base}/status", token=token, timeout=5, own=info is not None)
+        code, body = ask(base, "/status", token=token, timeout=5, own=info is not None)
         if code in (401, 403):
             problem = f"It refuses the request (HTTP status {code}): name its token with --token."
         elif code != 200:
@@ -85,7 +84,7 @@ def status(url: str | None, token: str | None, as_json: bool) -> int:
         problem = f"It does not answer: {error}."
     result = {
         "running": problem is None,
-        "url": base,
+        "url": info.url if info else base,
         "problem": problem,
         "process": _public(info) if info else None,
         "status": body,
@@ -95,6 +94,19 @@ def status(url: str | None, token: str | None, as_json: bool) -> int:
     else:
         _print_status(result)
     return 0 if problem is None else 1
+
+
+def _base(info: RuntimeInfo | None, url: str | None) -> str:
+    """Where to ask: the Unix socket of a known gateway if it has one, else what its URL says."""
+    from acp_gateway.config import unix_path
+
+    if info is not None:
+        return info.base
+    if url is not None and info is None and (path := unix_path(url)) is not None:
+        return f"unix:{path}"
+    base = info.url if info else f"{url if '//' in str(url) else f'http://{url}'}"
+    base = base.replace("ws://", "http://", 1).replace("wss://", "https://", 1)
+    return base.split("?")[0].rstrip("/").removesuffix("/acp")
 
 
 def _none_running(as_json: bool) -> int:
@@ -108,7 +120,16 @@ def _none_running(as_json: bool) -> int:
 def _print_status(result: dict[str, Any]) -> None:
     rows = [("url", result["url"]), ("state", result["problem"] or "running")]
     process = result["process"] or {}
-    shown_keys = ("pid", "version", "ws_url", "workspace", "agents", "auth", "log_file")
+    shown_keys = (
+        "pid",
+        "version",
+        "ws_url",
+        "unix_socket",
+        "workspace",
+        "agents",
+        "auth",
+        "log_file",
+    )
     rows += [(key, process[key]) for key in shown_keys if process.get(key)]
     if process:
         rows.append(("up", _age(time.time() - process["started_at"])))
@@ -122,11 +143,56 @@ def _print_status(result: dict[str, Any]) -> None:
 
 def _plain(value: Any) -> str:
     """One line for a person."""
+    from acp_gateway.runtime.redact import visible
+
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value)) or "none"
     if isinstance(value, dict):
         return " ".join(f"{key}={_plain(item)}" for key, item in value.items())
-    return str(value)
+    return visible(str(value))
+
+
+@command("reload")
+@json_option()
+@click.option("--token", envvar="ACP_GATEWAY_TOKEN", help="Token of a gateway of another user.")
+@click.argument("url", required=False)
+def reload(url: str | None, token: str | None, as_json: bool) -> int:
+    """Let a gateway read its configuration again, and print what changed.
+
+    URL may be unix:PATH or a process id, and may be left out when one gateway runs, or one that
+    serves the current directory.
+    """
+    from acp_gateway.cli.http import ask
+    from acp_gateway.runtime.runtime_file import find
+
+    info = find(url)
+    if info is None and (url is None or url.isdecimal()):
+        return _none_running(as_json)
+    try:
+        status, body = ask(
+            _base(info, url),
+            "/workspace/reload",
+            token=info.token if info else token,
+            timeout=60,
+            own=info is not None,
+            method="POST",
+        )
+    except OSError as error:
+        status, body = 0, {"error": f"It does not answer: {error}."}
+    if as_json:
+        print_json(body)
+    elif status == 200:
+        told = body["gateway"]
+        click.echo(f"Changed: {_plain(told['applied'])}")
+        if told["restartRequired"]:
+            click.echo(f"Needs a restart: {_plain(told['restartRequired'])}")
+    else:
+        told = body if isinstance(body, dict) else {"error": f"HTTP status {status}"}
+        say(f"acp-gateway: {told.get('error')}")
+        for name, key in (("from", "source"), ("try", "remedy")):
+            if told.get(key):
+                say(f"  {name + ':':<5} {told[key]}")
+    return 0 if status == 200 else 1
 
 
 @command("stop")
@@ -135,7 +201,8 @@ def _plain(value: Any) -> str:
 def stop(target: str | None, timeout: float) -> int:
     """Stop a gateway: it tells its clients, ends its agents, and exits.
 
-    PID or URL may be left out when one gateway runs, or one that serves the current directory.
+    URL may be unix:PATH. PID or URL may be left out when one gateway runs, or one that serves the
+    current directory.
     """
     from acp_gateway.runtime.runtime_file import find, is_alive, remove
 

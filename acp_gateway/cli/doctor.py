@@ -21,13 +21,14 @@ def doctor(as_json: bool, **flags: Any) -> int:
     Exits with 1 when something would keep `serve` from working.
     """
     from acp_gateway.cli.checks import check_all
+    from acp_gateway.runtime.redact import visible
 
     cells = []
     for cell in check_all(flags):
         cells.append(cell)
         if not as_json:
             mark, colour = _MARK[cell.status]
-            click.echo(f"{click.style(mark, fg=colour)}  {cell.name}: {cell.message}")
+            click.echo(f"{click.style(mark, fg=colour)}  {cell.name}: {visible(cell.message)}")
             if cell.fix:
                 click.echo(f"      fix: {cell.fix}")
     failed = any(cell.status == "fail" for cell in cells)

@@ -24,6 +24,15 @@ _OPTIONS = (
     click.option("--host", help="Address to listen on [127.0.0.1]; another one needs a token."),
     click.option("--port", type=click.IntRange(0, 65535), help="TCP port [4170]; 0 takes any."),
     click.option(
+        "--tcp/--no-tcp", default=None, help="Listen on TCP [yes], or on the Unix socket alone."
+    ),
+    click.option("--unix-socket", metavar="PATH", help="Listen on this Unix socket as well."),
+    click.option(
+        "--unix-socket-mode",
+        metavar="MODE",
+        help="Its mode [0600]; one that lets others in needs a token.",
+    ),
+    click.option(
         "--workspace",
         multiple=True,
         metavar="DIR",
@@ -50,6 +59,19 @@ _OPTIONS = (
     ),
     click.option("--token-file", metavar="FILE", help="File whose first line is the token."),
     click.option(
+        "--tokens-file",
+        metavar="FILE",
+        help="Named tokens, see `acp-gateway token` [in the state directory].",
+    ),
+    click.option(
+        "--jwt-jwks",
+        metavar="FILE|URL",
+        help="Keys of an outside issuer whose JWTs let clients in (needs acp-gateway[jwt]).",
+    ),
+    click.option("--jwt-issuer", metavar="ISS", help="Who must have issued such a token."),
+    click.option("--jwt-audience", metavar="AUD", help="For whom it must have been issued."),
+    click.option("--jwt-scope-claim", metavar="CLAIM", help="Where its scopes are [scope]."),
+    click.option(
         "--require-auth/--no-require-auth",
         default=None,
         help="Refuse to start without a token, also on loopback.",
@@ -68,7 +90,39 @@ _OPTIONS = (
         "--allow-origin",
         multiple=True,
         metavar="ORIGIN",
-        help="Another Origin that browsers may connect from. May be repeated.",
+        help="Another Origin that browsers may connect from; * for any. May be repeated.",
+    ),
+    click.option(
+        "--public-url",
+        metavar="URL",
+        help="Where a proxy serves this gateway: https://host[:port][/base].",
+    ),
+    click.option(
+        "--trusted-proxy",
+        multiple=True,
+        metavar="ADDRESS",
+        help="Believe the forwarded headers of this address or range. May be repeated.",
+    ),
+    click.option(
+        "--rate-limit/--no-rate-limit", default=None, help="Limit the requests of each caller."
+    ),
+    click.option(
+        "--rate-limit-prompt", type=_NUMBER, metavar="N", help="Prompts in a window [10]."
+    ),
+    click.option(
+        "--rate-limit-mutation", type=_NUMBER, metavar="N", help="Other changes in a window [30]."
+    ),
+    click.option("--rate-limit-read", type=_NUMBER, metavar="N", help="Reads in a window [120]."),
+    click.option(
+        "--rate-limit-window",
+        type=click.FloatRange(min=1),
+        metavar="SECONDS",
+        help="The window of the rate limits [60].",
+    ),
+    click.option(
+        "--allow-private-auth-base-url/--no-allow-private-auth-base-url",
+        default=None,
+        help="Let sign-in providers be at addresses of a private network.",
     ),
     click.option(
         "--permission-timeout",
@@ -94,6 +148,26 @@ _OPTIONS = (
         help="Append one JSON line for each step of a permission request.",
     ),
     click.option(
+        "--audit-log",
+        metavar="FILE",
+        help="Append one JSON line for each of those steps and for each access to a file.",
+    ),
+    click.option(
+        "--audit-raw-paths/--no-audit-raw-paths",
+        default=None,
+        help="Name the files in it; without, a hash stands for each path.",
+    ),
+    click.option(
+        "--trust-workspace/--no-trust-workspace",
+        default=None,
+        help="Whether files of the workspace may be changed through the gateway [they may].",
+    ),
+    click.option(
+        "--watch-files/--no-watch-files",
+        default=None,
+        help="Whether readers of /workspace/events are told which files change [they are].",
+    ),
+    click.option(
         "--prompt-deadline",
         type=click.FloatRange(min=0),
         metavar="SECONDS",
@@ -104,6 +178,11 @@ _OPTIONS = (
         type=click.IntRange(min=0),
         metavar="N",
         help="Prompts of one session that may run or wait; 0: no limit [5].",
+    ),
+    click.option(
+        "--enable-session-shell/--no-enable-session-shell",
+        default=None,
+        help="Let clients run commands in a session's directory; needs a token.",
     ),
     click.option("--tls-cert", metavar="FILE", help="Certificate chain, PEM."),
     click.option("--tls-key", metavar="FILE", help="Its private key, PEM."),
@@ -121,6 +200,26 @@ _OPTIONS = (
         "--log-format",
         type=click.Choice(["auto", "console", "json"]),
         help="Console lines or JSON lines [auto: console on a terminal].",
+    ),
+    click.option(
+        "--log-file",
+        metavar="FILE|none",
+        help="Where the log goes besides stderr [log/daemon.log in the user's state directory].",
+    ),
+    click.option(
+        "--log-level",
+        type=click.Choice(["auto", "debug", "info", "warning", "error"]),
+        help="Least important lines of the log [auto: info, on a terminal warning].",
+    ),
+    click.option(
+        "--trace-wire",
+        metavar="FILE",
+        help="Append every message of clients and agents, with secrets redacted.",
+    ),
+    click.option(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="Send OpenTelemetry traces there, OTLP over HTTP [OTEL_EXPORTER_OTLP_ENDPOINT].",
     ),
     click.option(
         "--config",

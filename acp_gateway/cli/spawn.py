@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 import platformdirs
 
-from acp_gateway.cli.http import get
+from acp_gateway.cli.http import ask
 from acp_gateway.config import APP_NAME, ENV_PREFIX, PACKAGE_PATH, ConfigError
 from acp_gateway.runtime import runtime_file
 
@@ -106,7 +106,7 @@ def _spawn(workspace: Path, agents: Iterable[str], token: str | None) -> Runtime
 
 def _answers(info: RuntimeInfo) -> bool:
     try:
-        return get(f"{info.url}/health", token=info.token, timeout=2, own=True)[0] == 200
+        return ask(info.url, "/health", token=info.token, timeout=2, own=True)[0] == 200
     except OSError:
         return False
 

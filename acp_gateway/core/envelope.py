@@ -1,8 +1,9 @@
 """The event envelope of the daemon's SSE streams: a pure function of a record.
 
-``{id, v:1, type, data, promptId?, originatorClientId?, _meta:{serverTimestamp}}``. ``data`` is the
-bytes of the ACP notification's params (``session_update``) or of the notice's data, spliced in
-unread. Synthetic frames, which belong to one stream and not to the session, have no ``id``.
+``{id, v:1, type, data, promptId?, originatorClientId?, originatorName?, _meta:{serverTimestamp}}``.
+``data`` is the bytes of the ACP notification's params (``session_update``) or of the notice's data,
+spliced in unread. Synthetic frames, which belong to one stream and not to the session, have no
+``id``.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _parts(record: Record, kind: bytes) -> tuple[bytes, ...]:
     return (
         b'{"id":%d,"v":1,"type":"%b","data":' % (record.id, kind),
         *_data(record),
-        _tail(record.prompt_id, record.client, record.time),
+        _tail(record.prompt_id, record.client, record.who, record.time),
     )
 
 
@@ -70,12 +71,14 @@ def _data(record: Record) -> Iterable[bytes]:
 
 
 @lru_cache(maxsize=256)
-def _tail(prompt_id: str | None, client: str | None, time: float) -> bytes:
+def _tail(prompt_id: str | None, client: str | None, who: str | None, time: float) -> bytes:
     text = b""
     if prompt_id is not None:
         text += b',"promptId":' + dumps(prompt_id)
     if client is not None:
         text += b',"originatorClientId":' + dumps(client)
+    if who is not None:
+        text += b',"originatorName":' + dumps(who)
     return text + b',"_meta":{"serverTimestamp":%d}}' % int(time * 1000)
 
 

@@ -57,6 +57,8 @@ class Record(msgspec.Struct, gc=False, eq=False):
     """The connection that sent what is echoed; it does not get the echo back."""
     client: str | None = None
     """Id of the client that caused it; None for anonymous ones and the gateway itself."""
+    who: str | None = None
+    """Name of that client's identity, if it has one."""
     id: int = 0
     end: int = 0
     """Bytes of all records up to and with this one."""
@@ -82,6 +84,10 @@ class EventRing:
         """Id of the oldest kept record; ``last_id + 1`` when none is kept."""
         self.total_bytes = 0
         """Bytes ever appended."""
+        self.echoes = self.notices = self.extensions = 0
+        """Records of these kinds ever appended; the others are updates."""
+        self.missed = 0
+        """Times that a reader came too late for what follows its cursor."""
         self._on_evict = on_evict
         self._records: list[Record] = []
         self._evicted_bytes = 0
@@ -107,6 +113,13 @@ class EventRing:
         self._records.append(record)
         if record.origin is not None:
             self._owned.append(record.id)
+        if record.kind is Kind.ECHO:
+            self.echoes += 1
+        elif record.kind is Kind.NOTICE:
+            if record.name.startswith("_"):
+                self.extensions += 1
+            else:
+                self.notices += 1
         return record.id
 
     def extend(
@@ -116,6 +129,7 @@ class EventRing:
         time: float,
         prompt_id: str | None,
         client: str | None,
+        who: str | None = None,
     ) -> int:
         """`append` for a run of the agent's updates that differ in nothing but their lines; gives
         their bytes."""
@@ -129,6 +143,7 @@ class EventRing:
                 prompt_id,
                 None,
                 client,
+                who,
                 number := number + 1,
                 end := end + len(line),
             )

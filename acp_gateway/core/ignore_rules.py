@@ -38,7 +38,7 @@ class IgnoreRules:
     def hides(self, names: tuple[str, ...], *, directory: bool) -> Hidden | None:
         """Whether the path below the root is hidden: as a file, or because it or a directory
         above it is a hidden directory."""
-        if not self._rules:
+        if not self._rules or not names:
             return None
         for end in range(1, len(names)):
             if self.hides_entry(names[:end], directory=True):

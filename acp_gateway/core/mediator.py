@@ -11,7 +11,7 @@ Nothing that a client sends raises: a vote is answered by a `Decision`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -35,6 +35,7 @@ from acp_gateway.core.question import (
     Rule,
     Settled,
     Voter,
+    elector_of,
 )
 
 __all__ = [
@@ -60,6 +61,8 @@ _WORDS: Final = {
     Settled.CLOSED: "session_closed",
     Settled.NO_VOTER: "session_closed",
 }
+NO_ONE: Final = Voter()
+"""Stands for the voter of what ended without a vote."""
 _ABORTED: Final = "agent_cancelled"
 """For every other end."""
 
@@ -103,7 +106,7 @@ class Mediator:
         """
         return (
             question.open
-            and voter.client_id not in question.votes
+            and voter.elector not in question.votes
             and question.refusal(voter) is None
         )
 
@@ -121,13 +124,16 @@ class Mediator:
         voters: Iterable[str],
         now: float,
         timeout: float,
+        originator_party: str | None = None,
+        originator_name: str | None = None,
     ) -> tuple[Question, list[Effect]]:
-        """Open a request; ``request_id`` was never used before.
+        """Open a request; ``request_id`` was never used before. ``voters``: the ids of clients, or
+        a mapping of them to who each counts as.
 
         It is settled at once (as `Settled.REFUSED`) when there is nothing to choose or the session
         has too many open. Raises `CancelSentinelCollision`.
         """
-        electorate = frozenset(voters)
+        electors = voters if isinstance(voters, Mapping) else {each: each for each in voters}
         question = Question(
             request_id=request_id,
             session_id=session_id,
@@ -135,11 +141,13 @@ class Mediator:
             option_ids=_option_ids(params),
             rule=rule,
             originator=originator,
+            originator_party=originator_party,
+            originator_name=originator_name,
             prompt_id=prompt_id,
-            voters=electorate,
+            electors=dict(electors),
             issued_at=now,
             timeout=timeout,
-            quorum=rule.quorum_of(len(electorate)),
+            quorum=rule.quorum_of(len(frozenset(electors.values()))),
         )
         problem = None
         if len(self.pending(session_id)) >= self._per_session:
@@ -162,9 +170,11 @@ class Mediator:
         ]
 
     def _warnings(self, question: Question) -> Iterable[Note]:
-        rule, electorate = question.rule, len(question.voters)
+        rule, electorate = question.rule, len(question.present)
         if rule.policy is Policy.DESIGNATED:
-            if question.originator is not None and question.originator not in question.voters:
+            known = {None, *question.electors, *question.electors.values()}
+            elector = elector_of(question.originator, question.originator_party)
+            if question.originator not in known and elector not in known:
                 yield _note(question, "the client that may decide has left")
         elif rule.policy is Policy.CONSENSUS:
             if not electorate:
@@ -202,15 +212,15 @@ class Mediator:
             return self._abort(question, ballot, voter, now)
         if option not in question.option_ids:
             return Decision(verdict=Verdict.INVALID_OPTION, question=question)
-        first = question.votes.get(voter.client_id or "")
+        first = question.votes.get(voter.elector or "")
         if first is not None:
             entry = audit.voted(question, voter, first, _recorded(question), now)
             return Decision(verdict=Verdict.REPEATED, effects=(Audit(entry),), question=question)
         refusal = question.refusal(voter)
         if refusal is not None:
             return self._forbid(question, voter, option, refusal, now)
-        if question.rule.policy is Policy.CONSENSUS and voter.client_id is not None:
-            question.votes[voter.client_id] = option
+        if question.rule.policy is Policy.CONSENSUS and voter.elector is not None:
+            question.votes[voter.elector] = option
             if question.missing > 0:
                 return self._record(question, voter, option, now)
         return self._choose(question, ballot, voter, option, now)
@@ -225,7 +235,7 @@ class Mediator:
             audit.voted(question, voter, CANCEL_SENTINEL, _resolved(CANCEL_SENTINEL), now)
         )
         result = _cancelled(_ABORTED, ballot.extras.get("_meta"))
-        settled = self._settle(question, result, Settled.VOTE, now, voter.client_id)
+        settled = self._settle(question, result, Settled.VOTE, now, voter)
         return Decision(verdict=Verdict.RESOLVED, effects=(voted, *settled), question=question)
 
     def _forbid(
@@ -234,6 +244,8 @@ class Mediator:
         data = {"requestId": question.request_id, "sessionId": question.session_id}
         if voter.client_id is not None:
             data["clientId"] = voter.client_id
+        if voter.name is not None:
+            data["name"] = voter.name
         data["reason"] = reason
         effects = (
             Audit(audit.forbidden(question, voter, option, reason, now)),
@@ -265,7 +277,7 @@ class Mediator:
     ) -> Decision:
         voted = Audit(audit.voted(question, voter, option, _resolved(option), now))
         result = {"outcome": {"outcome": "selected", "optionId": option}, **ballot.extras}
-        settled = self._settle(question, result, Settled.VOTE, now, voter.client_id)
+        settled = self._settle(question, result, Settled.VOTE, now, voter)
         return Decision(verdict=Verdict.RESOLVED, effects=(voted, *settled), question=question)
 
     # ---- other ends -----------------------------------------------------------------------------
@@ -343,7 +355,7 @@ class Mediator:
         result: dict[str, Any],
         reason: Settled,
         now: float,
-        voter: str | None = None,
+        voter: Voter = NO_ONE,
     ) -> list[Effect]:
         if not question.open:
             return []
@@ -359,9 +371,14 @@ class Mediator:
         while len(self._past) > self._limit:
             del self._past[next(iter(self._past))]
         data = {"requestId": question.request_id, "outcome": outcome, "reason": reason.value}
-        if voter is not None:
-            data["voterClientId"] = voter
-        event = Publish(question.session_id, "permission_resolved", data, voter, question.prompt_id)
+        client = voter.client_id
+        if client is not None:
+            data["voterClientId"] = client
+        if voter.name is not None:
+            data["voterName"] = voter.name
+        event = Publish(
+            question.session_id, "permission_resolved", data, client, question.prompt_id
+        )
         return [event, *effects]
 
     @staticmethod

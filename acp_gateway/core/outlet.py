@@ -267,6 +267,7 @@ class Outlet:
                 stop = min(stop, slot.watermark)
             if sub.cursor < stop:
                 if sub.cursor + 1 < ring.first_id:
+                    ring.missed += 1
                     if self._resync_line is not None:
                         yield self._frame(self._resync_line(sub))
                     sub.cursor = ring.first_id - 1

@@ -16,7 +16,9 @@ MAX_PATH: Final = 4096
 """Bytes of a path."""
 
 _DRIVE_OR_UNC: Final = re.compile(r"[A-Za-z]:[\\/]|\\\\|//")
-_DEVICE: Final = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?", re.IGNORECASE)
+_DEVICE: Final = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9¹²³]) *(\..*)?", re.IGNORECASE | re.DOTALL
+)
 
 
 def absolute(path: str, what: str = "path") -> PurePosixPath:

@@ -37,6 +37,7 @@ def requested(question: Question) -> Entry:
         question,
         question.issued_at,
         originatorClientId=question.originator,
+        originatorName=question.originator_name,
         policy=question.rule.policy.value,
         votersAtIssue=sorted(question.voters),
         issuedAtMs=milliseconds(question.issued_at),
@@ -67,7 +68,7 @@ def timed_out(question: Question, now: float) -> Entry:
     return _entry("timeout", question, now, issuedAtMs=milliseconds(question.issued_at))
 
 
-def resolved(question: Question, result: dict[str, Any], voter: str | None, now: float) -> Entry:
+def resolved(question: Question, result: dict[str, Any], voter: Voter, now: float) -> Entry:
     """What became of a settled question, and by which rule. ``result``: the agent's answer."""
     option = result["outcome"].get("optionId")
     if option is not None:
@@ -79,9 +80,10 @@ def resolved(question: Question, result: dict[str, Any], voter: str | None, now:
 
 
 def _decision(
-    question: Question, resolution: dict[str, Any], voter: str | None, now: float
+    question: Question, resolution: dict[str, Any], voter: Voter, now: float
 ) -> dict[str, Any]:
-    resolver = {} if voter is None else {"resolverClientId": voter}
+    names = {"resolverClientId": voter.client_id, "resolverName": voter.name}
+    resolver = {key: name for key, name in names.items() if name is not None}
     match question.reason, question.rule.policy:
         case Settled.VOTE, _ if resolution["kind"] == "cancelled":
             return {"type": "voter-cancelled", **resolver}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
@@ -23,9 +24,11 @@ class Policy(Enum):
     FIRST_RESPONDER = "first-responder"
     """Anybody, the anonymous included."""
     DESIGNATED = "designated"
-    """The client whose prompt it is; anybody when the prompt was anonymous."""
+    """The client whose prompt it is, with the identity that it had; anybody when the prompt was
+    anonymous."""
     CONSENSUS = "consensus"
-    """A quorum of the clients that were registered when it was asked, one vote each."""
+    """A quorum of the clients that were registered when it was asked, one vote each; all of one
+    identity are one."""
     LOCAL_ONLY = "local-only"
     """Anybody on this machine."""
 
@@ -54,7 +57,20 @@ class Voter:
     loopback: bool = False
     """By the address of its socket, never by a header."""
     name: str | None = None
-    """Of its token; for the audit only."""
+    """Of its identity; for events and the audit."""
+    party: str | None = None
+    """Its identity, where that tells it from others; see `core.identity`."""
+
+    @property
+    def elector(self) -> str | None:
+        """Who it counts as under consensus: all clients of one identity are one."""
+        return elector_of(self.client_id, self.party)
+
+
+def elector_of(client_id: str | None, party: str | None) -> str | None:
+    """Who a client counts as: its identity, where that tells it from others, else itself. No client
+    id has a ``=``, so none can pass for an identity."""
+    return client_id if party is None else f"={party}"
 
 
 class Settled(Enum):
@@ -90,18 +106,21 @@ class Question:
     rule: Rule
     originator: str | None
     """The client whose prompt it belongs to."""
+    originator_party: str | None = None
+    """That client's identity."""
+    originator_name: str | None = None
     prompt_id: str | None
-    voters: frozenset[str]
-    """The clients that were registered when it was asked."""
+    electors: Mapping[str, str]
+    """The clients that were registered when it was asked, and who each counts as."""
     issued_at: float
     """Unix time, seconds."""
     timeout: float
     """Seconds; 0 for none."""
     quorum: int
     votes: dict[str, str] = attrs.field(factory=dict)
-    """Under consensus: client id to the option of its first vote."""
+    """Under consensus: who voted (as in `electors`), and the option of its first vote."""
     left: set[str] = attrs.field(factory=set)
-    """Voters that have left; a vote given before counts."""
+    """Clients that have left; a vote given before counts."""
     result: dict[str, Any] | None = None
     """For the agent, once settled."""
     reason: Settled | None = None
@@ -109,6 +128,18 @@ class Question:
     @property
     def open(self) -> bool:
         return self.reason is None
+
+    @property
+    def voters(self) -> frozenset[str]:
+        """The clients that were registered when it was asked."""
+        return frozenset(self.electors)
+
+    @property
+    def present(self) -> frozenset[str]:
+        """Who can still be heard under consensus, voted or not."""
+        return frozenset(
+            elector for client, elector in self.electors.items() if client not in self.left
+        )
 
     @property
     def tallies(self) -> Counter[str]:
@@ -122,7 +153,7 @@ class Question:
     @property
     def undecided(self) -> frozenset[str]:
         """Voters that can still vote under consensus."""
-        return self.voters - self.left - self.votes.keys()
+        return self.present - self.votes.keys()
 
     def refusal(self, voter: Voter) -> str | None:
         """Why its rule does not let ``voter`` choose an option; None when it does."""
@@ -131,7 +162,9 @@ class Question:
                 return REMOTE_NOT_ALLOWED
             case Policy.DESIGNATED if self.originator not in (None, voter.client_id):
                 return DESIGNATED_MISMATCH
-            case Policy.CONSENSUS if voter.client_id not in self.voters - self.left:
+            case Policy.DESIGNATED if self.originator_party not in (None, voter.party):
+                return DESIGNATED_MISMATCH
+            case Policy.CONSENSUS if voter.elector not in self.present:
                 return DESIGNATED_MISMATCH
         return None
 

@@ -55,7 +55,8 @@ def updates(
 ) -> list[tuple[int, dict[str, Any]]]:
     """The conversation alone: (id of its last record, the ACP update) of each event, folded."""
     told = []
-    for record in [*history, *_fold(each for each in records if each.kind is not Kind.NOTICE)]:
+    conversation = [each for each in history if each.kind is not Kind.NOTICE]
+    for record in [*conversation, *_fold(each for each in records if each.kind is not Kind.NOTICE)]:
         update = loads(record.line)["params"]["update"]
         told.append((record.id, {**update, "timestamp": int(record.time * 1000)}))
     return told

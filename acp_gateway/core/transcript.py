@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import Any, Final, cast
 
 from acp_gateway.core.event_ring import Kind, Record
+from acp_gateway.protocol.events import USER_SHELL_COMMAND, USER_SHELL_RESULT
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
 
 _CHUNKS: Final = frozenset({"user_message_chunk", "agent_message_chunk", "agent_thought_chunk"})
@@ -27,6 +28,9 @@ _STATES: Final = frozenset(
 """Each replaces the one before; they stand beside the conversation and do not end a run of chunks
 (some agents tell their usage with every chunk)."""
 _REPLACING: Final = _STATES | {"plan"}
+_OUTPUT: Final = "shell_output"
+_TOLD: Final = frozenset({USER_SHELL_COMMAND, USER_SHELL_RESULT})
+"""Notices that are part of the conversation: a user's command and its end, around its output."""
 _BLOCK: Final = 64
 """So many records are looked at together, if they are small."""
 _BLOCK_BYTES: Final = 256 * 1024
@@ -52,7 +56,7 @@ class Transcript:
 
     def add(self, records: Sequence[Record]) -> None:
         """Records that left the ring, oldest first."""
-        told = [record for record in records if record.kind is not Kind.NOTICE]
+        told = [each for each in records if each.kind is not Kind.NOTICE or each.name in _TOLD]
         changed: set[_Entry] = set()
         start = 0
         while start < len(told):
@@ -83,6 +87,9 @@ class Transcript:
         once, and not decoded. What is not so goes through `_fold`.
         """
         run, first = self._run, block[0]
+        if first.kind is Kind.NOTICE:
+            self._put_notice(first)
+            return 1
         if not isinstance(first.data, bytes) or (
             len(first.data) > _WHOLE and first.name in _CHUNKS
         ):
@@ -114,6 +121,13 @@ class Transcript:
         self._next_key += 1
         self._entry_bytes += size
 
+    def _put_notice(self, record: Record) -> None:
+        self._run = None
+        entry = _Entry(self._next_key, None, {}, record)
+        self._entries[entry.key] = entry
+        self._next_key += 1
+        self._entry_bytes += entry.size
+
     def _fold(self, record: Record, changed: set[_Entry]) -> None:
         line = record.line
         try:
@@ -123,8 +137,8 @@ class Transcript:
             self.truncated = True  # nested too deeply to be kept
             return
         kind = update.get("sessionUpdate")
-        if kind in _CHUNKS and self._run is not None:
-            grown = self._run.merge(update)
+        if (kind in _CHUNKS or kind == _OUTPUT) and self._run is not None:
+            grown = self._run.merge(update) if kind in _CHUNKS else self._run.merge_output(update)
             if grown is not None:
                 self._run.last = record
                 self._resize(self._run, self._run.size + grown)
@@ -235,6 +249,21 @@ class _Entry:
         self._text.append(encoded)
         return len(encoded)
 
+    def merge_output(self, update: dict[str, Any]) -> int | None:
+        """`merge` for what one command of a user wrote."""
+        output = update.get("output")
+        if (
+            not isinstance(output, str)
+            or self.update.get("sessionUpdate") != _OUTPUT
+            or _shell_of(self.update) != _shell_of(update)
+        ):
+            return None
+        encoded = dumps(output)[1:-1]
+        if self.size + len(encoded) > MAX_MERGED:
+            return None
+        self._text.append(encoded)
+        return len(encoded)
+
     def amend(self, update: dict[str, Any]) -> None:
         """Take over the members that a ``tool_call_update`` changes (null: unchanged, ACP v1)."""
         for name, value in update.items():
@@ -244,9 +273,8 @@ class _Entry:
     def as_record(self) -> Record:
         last = self.last
         name = str(self.update.get("sessionUpdate")) if self.message else last.name
-        record = Record(
-            Kind.UPDATE, name, self.line(), last.time, last.prompt_id, None, last.client
-        )
+        kind = Kind.NOTICE if last.kind is Kind.NOTICE else Kind.UPDATE
+        record = Record(kind, name, self.line(), last.time, last.prompt_id, None, last.client)
         record.id = last.id
         return record
 
@@ -254,8 +282,10 @@ class _Entry:
         if self.message is None:
             return self.last.line
         if self._text:
-            first = dumps(self.update["content"]["text"])[1:-1]
-            self.update["content"]["text"] = loads(b'"' + first + b"".join(self._text) + b'"')
+            name = "output" if self.update["sessionUpdate"] == _OUTPUT else "text"
+            holder = self.update if name == "output" else self.update["content"]
+            first = dumps(holder[name])[1:-1]
+            holder[name] = loads(b'"' + first + b"".join(self._text) + b'"')
             self._text = []
         return dumps(self.message)
 
@@ -266,6 +296,11 @@ def _is_inside_string(text: bytes) -> bool:
         return True
     # A run of backslashes begins at an escape, so that pairs may be taken from the left.
     return b'"' not in text.replace(b"\\\\", b"").replace(b'\\"', b"")
+
+
+def _shell_of(update: dict[str, Any]) -> Any:
+    meta = update.get("_meta")
+    return meta.get("shellId") if isinstance(meta, dict) else None
 
 
 def _mergeable_text(update: dict[str, Any]) -> str | None:

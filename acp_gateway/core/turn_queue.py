@@ -12,6 +12,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
+from acp_gateway.core.identity import OPEN, Identity
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.wire.json_codec import dumps
 
@@ -39,6 +40,7 @@ class Turn:
         *,
         origin: str | None,
         client: str | None = None,
+        identity: Identity = OPEN,
         key: str | None = None,
         asked_at: float = 0.0,
         time_limit: float | None = None,
@@ -49,6 +51,8 @@ class Turn:
         """The connection that asked; its own queued turns go with its cancel."""
         self.client = client
         """The client id that asked; None for an anonymous one."""
+        self.who = identity.name
+        self.party = identity.party
         self.asked_at = asked_at
         """Unix time, seconds."""
         self.began_at = 0.0
@@ -62,6 +66,8 @@ class Turn:
         self.waited = False
         """It had to wait for others: the queue's events are published for it."""
         self.cancelled_at = 0.0
+        self.span: Any = None
+        """Its span (`runtime.tracing.Span`), from when it was admitted."""
         self.key = key
         """Idempotency key: a repeated prompt with this key joins this turn."""
         self.state = TurnState.QUEUED

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 from acp_gateway import __version__
 from acp_gateway.demo_agent import params as params_of
@@ -26,6 +27,7 @@ from acp_gateway.demo_agent.link import (
     read_lines,
 )
 from acp_gateway.demo_agent.store import MODELS, MODES, Session, Store, state_directory
+from acp_gateway.demo_agent.telemetry import Telemetry, context_of
 from acp_gateway.demo_agent.turn import Turn
 
 TYPE_CHECKING = False
@@ -74,6 +76,7 @@ class Agent:
         self._sessions: dict[str, Session] = {}
         self._client: Params | None = None
         self._boolean = False
+        self._telemetry = Telemetry()
         self._requests: dict[str, Handler] = {
             "initialize": self._initialize,
             "authenticate": self._authenticate,
@@ -163,6 +166,7 @@ class Agent:
         for turn in turns:
             turn.join(_JOIN_SECONDS / len(turns))
         self._link.drain(_DRAIN_SECONDS)
+        self._telemetry.drain(_DRAIN_SECONDS)
 
     # -- connection
 
@@ -311,7 +315,12 @@ class Agent:
                 f"session {session.id} is busy with a prompt: wait for its answer or cancel it",
             )
         client_fs = params_of.nested(self._client, "fs")
-        session.turn = Turn(self._link, self._store, session, client_fs, request_id, prompt)
+        context, began = context_of(params), time.time_ns()
+
+        def ended(word: str) -> None:
+            self._telemetry.span(context, "demo.turn", began, session.id, word)
+
+        session.turn = Turn(self._link, self._store, session, client_fs, request_id, prompt, ended)
         session.turn.start()
 
     def _changed(self, session: Session) -> None:

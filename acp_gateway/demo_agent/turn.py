@@ -14,6 +14,7 @@ from acp_gateway.demo_agent.link import INTERNAL_ERROR, Link, Reply, RpcError, e
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from acp_gateway.demo_agent.store import Session, Store
@@ -41,6 +42,7 @@ class Turn:
         client_fs: dict[str, Any],
         request_id: Any,
         prompt: list[dict[str, Any]],
+        ended: Callable[[str], None],
     ) -> None:
         self.session = session
         self.prompt = prompt
@@ -49,6 +51,7 @@ class Turn:
         self.cancelled = threading.Event()
         self._link = link
         self._store = store
+        self._ended = ended
         self._lock = threading.Lock()
         self._asked: Reply | None = None
         self._open_tool: str | None = None
@@ -210,6 +213,7 @@ class Turn:
             log(traceback.format_exc())
         session.updated = max(session.updated, script.now())
         self._store.save(session)
+        self._ended("error" if answer is None else answer["stopReason"])
         # Free before the answer: whoever reads the answer may send the next prompt at once.
         session.turn = None
         if answer is None:

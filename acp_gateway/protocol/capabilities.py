@@ -18,9 +18,10 @@ def initialize_result(
     agents: tuple[str, ...],
     profile: str,
     methods: tuple[str, ...] = (),
+    identity: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """``agent`` is the profile's last good handshake, None when there was none yet; ``methods``
-    are the ``_qwen/*`` methods that work with it."""
+    are the ``_qwen/*`` methods that work with it; ``identity`` is what the client came in as."""
     handshake = agent or {}
     theirs = _object(handshake.get("agentCapabilities"))
     sessions = _object(theirs.get("sessionCapabilities"))
@@ -52,6 +53,7 @@ def initialize_result(
                 "agents": list(agents),
                 "workspaces": list(workspaces),
                 "agentInfo": handshake.get("agentInfo"),
+                **({} if identity is None else {"identity": identity}),
             },
             "qwen": {
                 "connectionId": connection_id,

@@ -52,6 +52,8 @@ class ErrorKind(Enum):
     IO_ERROR = ("io_error", -32603, 503, True)
     REQUEST_CANCELLED = ("request_cancelled", -32800, 499, False)
     AUTH_REQUIRED = ("auth_required", -32000, 401, False)
+    RATE_LIMITED = ("rate_limit_exceeded", -32603, 429, True)
+    HEADERS_TOO_LARGE = ("headers_too_large", -32600, 431, False)
     CONNECTION_NOT_FOUND = ("connection_not_found", -32600, 404, False)
     CONNECTION_LIMIT = ("connection_limit_exceeded", -32603, 503, True)
     SUBSCRIBER_LIMIT = ("subscriber_limit_exceeded", -32603, 429, True)
@@ -72,6 +74,11 @@ class ErrorKind(Enum):
     PAYLOAD_TOO_LARGE = ("payload_too_large", -32600, 413, False)
     UNSUPPORTED_MEDIA_TYPE = ("unsupported_media_type", -32600, 415, False)
     TOKEN_REQUIRED = ("token_required", -32000, 401, False)
+    INSUFFICIENT_SCOPE = ("insufficient_scope", -32602, 403, False)
+    PAIRING_FAILED = ("pairing_failed", -32602, 403, False)
+    PAIRING_LIMIT = ("pairing_limit_exceeded", -32603, 429, True)
+    INVALID_TOKEN_NAME = ("invalid_token_name", -32602, 400, False)
+    TOKEN_NAME_TAKEN = ("token_name_taken", -32602, 409, False)
     INVALID_CLIENT_ID = ("invalid_client_id", -32602, 400, False)
     INVALID_SESSION_SCOPE = ("invalid_session_scope", -32602, 400, False)
     INVALID_SESSION_ID = ("invalid_session_id", -32602, 400, False)
@@ -90,6 +97,8 @@ class ErrorKind(Enum):
     MISSING_PROMPT_ID = ("missing_prompt_id", -32602, 400, False)
     PERMISSION_NOT_FOUND = ("permission_not_found", -32602, 404, False)
     PERMISSION_ALREADY_RESOLVED = ("permission_already_resolved", -32602, 404, False)
+    SESSION_SHELL_DISABLED = ("session_shell_disabled", -32602, 403, False)
+    CLIENT_ID_REQUIRED = ("client_id_required", -32602, 403, False)
     PERMISSION_FORBIDDEN = ("permission_forbidden", -32602, 403, False)
     CANCEL_SENTINEL_COLLISION = ("cancel_sentinel_collision", -32602, 400, False)
     PROMPT_NOT_FOUND = ("prompt_not_found", -32602, 404, False)
@@ -99,6 +108,11 @@ class ErrorKind(Enum):
     SESSION_ID_CONFLICT = ("session_id_conflict", -32602, 409, False)
     SESSION_BUSY = ("session_busy", -32603, 409, True)
     BRANCH_WHILE_PROMPT_ACTIVE = ("branch_while_prompt_active", -32603, 409, True)
+    INVALID_CONFIGURATION = ("invalid_configuration", -32603, 422, False)
+    UNSUPPORTED_PROVIDER = ("unsupported_provider", -32602, 400, False)
+    DEVICE_FLOW_NOT_FOUND = ("device_flow_not_found", -32602, 404, False)
+    TOO_MANY_ACTIVE_FLOWS = ("too_many_active_flows", -32603, 409, False)
+    UPSTREAM_ERROR = ("upstream_error", -32603, 502, True)
     SHUTTING_DOWN = ("shutting_down", -32603, 503, True)
     INTERNAL = ("internal", -32603, 500, False)
 
@@ -150,12 +164,15 @@ class GatewayError(Exception):
 class FileError(GatewayError):
     """A failure about a file of the workspace.
 
-    Its HTTP body has the members of the Qwen daemon's file routes too: ``errorKind``, ``status``
-    and ``hint`` (the remedy).
+    Its body has the members of the Qwen daemon's file errors too: ``errorKind``, ``status`` and
+    ``hint`` (the remedy).
     """
 
     def to_jsonrpc(self) -> dict[str, Any]:
         error = super().to_jsonrpc()
+        error["data"]["status"] = self.kind.http_status
+        if self.remedy:
+            error["data"]["hint"] = self.remedy
         if self.kind is ErrorKind.PARSE_ERROR:
             # The JSON was fine, a member is not.
             error["code"] = INVALID_PARAMS

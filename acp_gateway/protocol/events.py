@@ -44,6 +44,15 @@ CLIENT_EVICTED: Final = "client_evicted"
 STREAM_ERROR: Final = "stream_error"
 HISTORY_TRUNCATED: Final = "history_truncated"
 SESSION_CREATED: Final = "session_created"
+USER_SHELL_COMMAND: Final = "user_shell_command"
+USER_SHELL_RESULT: Final = "user_shell_result"
+SETTINGS_RELOADED: Final = "settings_reloaded"
+WORKSPACE_FILES_CHANGED: Final = "workspace_files_changed"
+AUTH_DEVICE_FLOW_STARTED: Final = "auth_device_flow_started"
+AUTH_DEVICE_FLOW_THROTTLED: Final = "auth_device_flow_throttled"
+AUTH_DEVICE_FLOW_AUTHORIZED: Final = "auth_device_flow_authorized"
+AUTH_DEVICE_FLOW_FAILED: Final = "auth_device_flow_failed"
+AUTH_DEVICE_FLOW_CANCELLED: Final = "auth_device_flow_cancelled"
 
 
 @attrs.frozen
@@ -156,18 +165,24 @@ _ROWS: Final = (
     ),
     Event(
         STREAM_ERROR,
-        "The stream ends because of an error of the gateway.",
+        "The stream ends because of an error of the gateway, or because its token has ended.",
         numbered=False,
         scope="both",
     ),
     Event(HISTORY_TRUNCATED, "First of a history whose beginning was dropped.", numbered=False),
     Event(SESSION_CREATED, "A session was opened.", scope="workspace"),
     Event(
-        "user_shell_command",
-        "A client runs a command in the session's directory.",
-        published=False,
+        WORKSPACE_FILES_CHANGED,
+        "Files were created, modified or deleted, by whomever; or so much may have changed that "
+        "it is not told one by one.",
+        scope="workspace",
     ),
-    Event("user_shell_result", "That command ended.", published=False),
+    Event(
+        USER_SHELL_COMMAND,
+        "A client runs a command in the session's directory; what it writes comes as "
+        "`session_update` with the update `shell_output`.",
+    ),
+    Event(USER_SHELL_RESULT, "That command ended; the last that is told of it."),
     Event("session_recording_degraded", "The history on disk has a hole.", published=False),
     Event("artifact_changed", "An artifact of the session changed.", published=False),
     Event("source_changed", "What the session was made from changed.", published=False),
@@ -175,7 +190,7 @@ _ROWS: Final = (
     Event("agent_changed", "The definition of a sub-agent changed.", scope="both", published=False),
     Event("tool_toggled", "A tool was turned on or off.", scope="both", published=False),
     Event("settings_changed", "A setting changed.", scope="both", published=False),
-    Event("settings_reloaded", "The settings were read again.", scope="both", published=False),
+    Event(SETTINGS_RELOADED, "The settings were read again.", scope="both"),
     Event(
         "workspace_initialized",
         "The workspace's context file was made.",
@@ -221,21 +236,11 @@ _ROWS: Final = (
         published=False,
     ),
     Event("mcp_server_removed", "Such an MCP server was removed.", scope="both", published=False),
-    Event(
-        "auth_device_flow_started",
-        "A sign-in at a provider began.",
-        scope="both",
-        published=False,
-    ),
-    Event(
-        "auth_device_flow_throttled",
-        "The provider wants to be asked less often.",
-        scope="both",
-        published=False,
-    ),
-    Event("auth_device_flow_authorized", "The sign-in succeeded.", scope="both", published=False),
-    Event("auth_device_flow_failed", "The sign-in failed.", scope="both", published=False),
-    Event("auth_device_flow_cancelled", "The sign-in was given up.", scope="both", published=False),
+    Event(AUTH_DEVICE_FLOW_STARTED, "A sign-in at a provider began.", scope="both"),
+    Event(AUTH_DEVICE_FLOW_THROTTLED, "The provider wants to be asked less often.", scope="both"),
+    Event(AUTH_DEVICE_FLOW_AUTHORIZED, "The sign-in succeeded.", scope="both"),
+    Event(AUTH_DEVICE_FLOW_FAILED, "The sign-in failed.", scope="both"),
+    Event(AUTH_DEVICE_FLOW_CANCELLED, "The sign-in was given up.", scope="both"),
 )
 
 EVENTS: Final[Mapping[str, Event]] = MappingProxyType({row.name: row for row in _ROWS})

@@ -84,6 +84,7 @@ def _op(
 
 
 _SESSION: Final = "/session/{sessionId}"
+_SIGN_IN: Final = "auth_device_flow"
 
 _TABLE: Final = (
     # -- the daemon
@@ -92,6 +93,10 @@ _TABLE: Final = (
     _op("capabilities", "GET /capabilities", "capabilities"),
     _op("daemon_status", "GET /daemon/status", "daemon_status", rpc="daemon/status"),
     _op("openapi", "GET /openapi.json", "openapi"),
+    _op("metrics", "GET /metrics", "metrics"),
+    # -- who may come in
+    _op("pair_code", "POST /pair/code", "device_pairing", access=Access.STRICT, success=201),
+    _op("pair", "POST /pair", "device_pairing", success=201),
     # -- life of a session
     _op(
         "session_create",
@@ -190,6 +195,21 @@ _TABLE: Final = (
         needs_agent=True,
     ),
     _op("session_btw", f"POST {_SESSION}/btw", "session_btw", rpc="session/btw", needs_agent=True),
+    # -- commands of a user
+    _op(
+        "session_shell",
+        f"POST {_SESSION}/shell",
+        "session_shell_command",
+        rpc="session/shell",
+        access=Access.STRICT,
+    ),
+    _op(
+        "session_shell_cancel",
+        f"POST {_SESSION}/shell/{{shellId}}/cancel",
+        "session_shell_command",
+        rpc="session/shell/cancel",
+        access=Access.STRICT,
+    ),
     # -- what a session is
     _op("session_status", f"GET {_SESSION}/status", "session_status", rpc="session/status"),
     _op("session_context", f"GET {_SESSION}/context", "session_context", rpc="session/context"),
@@ -246,7 +266,21 @@ _TABLE: Final = (
         "session_list",
     ),
     _op("session_list_plural", "GET /workspaces/{workspace}/sessions", "session_list"),
+    _op(
+        "workspace_reload",
+        "POST /workspace/reload",
+        "workspace_reload",
+        rpc="workspace/reload",
+        access=Access.STRICT,
+    ),
     _op("workspace_providers", "GET /workspace/providers", "workspace_providers"),
+    _op(
+        "workspace_preflight",
+        "GET /workspace/preflight",
+        "workspace_preflight",
+        rpc="workspace/preflight",
+    ),
+    _op("workspace_env", "GET /workspace/env", "workspace_env", rpc="workspace/env"),
     # -- its files
     _op(
         "file_read",
@@ -273,6 +307,31 @@ _TABLE: Final = (
         rpc="file/edit",
         access=Access.STRICT,
     ),
+    # -- signing in
+    _op("auth_status", "GET /workspace/auth/status", _SIGN_IN, rpc="workspace/auth/status"),
+    _op(
+        "auth_device_flow_start",
+        "POST /workspace/auth/device-flow",
+        _SIGN_IN,
+        rpc="workspace/auth/device_flow/start",
+        access=Access.STRICT,
+        creates=True,
+    ),
+    _op(
+        "auth_device_flow_get",
+        "GET /workspace/auth/device-flow/{id}",
+        _SIGN_IN,
+        rpc="workspace/auth/device_flow/get",
+        access=Access.STRICT,
+    ),
+    _op(
+        "auth_device_flow_cancel",
+        "DELETE /workspace/auth/device-flow/{id}",
+        _SIGN_IN,
+        rpc="workspace/auth/device_flow/cancel",
+        access=Access.STRICT,
+        success=204,
+    ),
     # -- what the Qwen web shell asks on its way
     _op("brand", "GET /brand", "web_shell"),
     _op("workspace_settings", "GET /workspace/settings", "web_shell"),
@@ -281,7 +340,12 @@ _TABLE: Final = (
     _op("workspace_skills", "GET /workspaces/{workspace}/skills", "web_shell"),
     _op("session_goal", f"GET {_SESSION}/goal", "web_shell"),
     _op("sessions_delete", "POST /sessions/delete", "session_delete", rpc="sessions/delete"),
-    _op("workspace_events", "GET /workspace/events", "workspace_events", stream=True),
+    _op(
+        "workspace_events",
+        "GET /workspace/events",
+        "workspace_events workspace_file_events",
+        stream=True,
+    ),
 )
 
 OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType({row.name: row for row in _TABLE})

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 import trio
+from structlog.contextvars import bind_contextvars
 
 from acp_gateway import __version__
 from acp_gateway.config import Settings
@@ -25,6 +26,7 @@ from acp_gateway.runtime.agent_process import AgentProcess
 from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.agent_rpc import AgentRpc
 from acp_gateway.runtime.redact import redact
+from acp_gateway.runtime.tracing import begin, begin_task, finish, place
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.runtime.watchdog import Watchdog
 from acp_gateway.wire.large_line import LARGE
@@ -57,6 +59,11 @@ class AgentHost(AgentRpc):
         self.exited = trio.Event()
         """Set when the process is gone and every call has failed."""
         self.leases = 0
+        self.outdated = False
+        """It was started before the last sign-in."""
+        self.began = trio.current_time()
+        self.read_bytes = self.written_bytes = 0
+        """Over its pipes."""
         self.stamp: Any = None
         """What its program was when it was started."""
         self._settings = settings
@@ -89,8 +96,12 @@ class AgentHost(AgentRpc):
         Raises ``agent_start_failed`` only before it reported ready.
         """
         started = False
+        asked_by = place()
+        begin_task(agent=self.name)
+        span = begin("acp_gateway.agent.initialize", asked_by, **{"acp_gateway.agent": self.name})
         try:
             await self.process.start()
+            bind_contextvars(pid=self.pid)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_stdout)
                 nursery.start_soon(self._write_stdin)
@@ -102,6 +113,7 @@ class AgentHost(AgentRpc):
                     self.ending = exc
                 else:
                     started = True
+                    finish(span, None, **{"acp_gateway.agent_pid": self.pid})
                     task_status.started(self)
                     if self._can_ping():
                         nursery.start_soon(self._ping)
@@ -109,6 +121,7 @@ class AgentHost(AgentRpc):
                 await self.process.end()
                 nursery.cancel_scope.cancel()
         finally:
+            finish(span, "agent_start_failed")
             await self._finish()
         if not started and self.ending is not None:
             raise self.ending
@@ -142,6 +155,15 @@ class AgentHost(AgentRpc):
     @property
     def alive(self) -> bool:
         return self.ending is None and not self.exited.is_set()
+
+    @property
+    def end_word(self) -> str:
+        """How it ended, in a word: ``crashed``, ``unresponsive`` or ``stopped``."""
+        ending = self.ending
+        if ending is None or ending.kind is ErrorKind.AGENT_EXITED:
+            # What was asked for has nothing to tell.
+            return "crashed" if ending is not None and ending.data else "stopped"
+        return "unresponsive" if ending.kind is ErrorKind.AGENT_UNRESPONSIVE else "stopped"
 
     async def _handshake(self) -> None:
         timeout = self.profile.handshake_timeout or self._settings.handshake_timeout
@@ -268,6 +290,7 @@ class AgentHost(AgentRpc):
         """Send a line, or queue what its pipe does not take; an agent that does not take it in
         time is ended."""
         data = line + b"\n"
+        self.written_bytes += len(data)
         if not self._out_bytes:
             # Mostly the pipe is empty: a task less on the way of a prompt.
             with suppress(OSError, trio.ClosedResourceError):  # the writer will find out
@@ -332,6 +355,7 @@ class AgentHost(AgentRpc):
                     continue
                 if not data:
                     break
+                self.read_bytes += len(data)
                 lines = feed(data)
                 if self._splitter.dropped:
                     self.log_garbage(b"(a line over the size limit)")

@@ -7,7 +7,7 @@ client on until ten idle minutes have passed or the agent's binary changed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +17,13 @@ import trio
 
 from acp_gateway.config import MIB, Settings
 from acp_gateway.core.backoff import Backoff
+from acp_gateway.core.tally import SHORT, Counts, Histograms
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_profile import AgentProfile, binary_stamp
+from acp_gateway.runtime.live_settings import LiveSettings
 from acp_gateway.runtime.memory import available_memory
+from acp_gateway.runtime.tracing import begin_task
 from acp_gateway.runtime.watchdog import Watchdog
 
 log = structlog.get_logger("acp_gateway.pool")
@@ -29,6 +32,27 @@ HANDSHAKE_WAIT: Final = 5.0
 """Longest that a client's initialize waits for an agent's first handshake."""
 TICK: Final = 5.0
 STOP_DEADLINE: Final = 12.0
+
+
+class AgentTally:
+    """What became of all processes since the start."""
+
+    def __init__(self) -> None:
+        self.starts = Counts()
+        """(agent,): processes that answered initialize."""
+        self.failed_starts = Counts()
+        """(agent,)"""
+        self.exits = Counts()
+        """(agent, reason): of those that had started; see `AgentHost.end_word`."""
+        self.start_seconds = Histograms((*SHORT[5:], 20.0, 30.0))
+        """(agent,): from the start of the process to its handshake."""
+        self.read_bytes = self.written_bytes = 0
+        """Over the pipes of those that have ended."""
+
+    def ended(self, host: AgentHost) -> None:
+        self.exits.add(host.profile.name, host.end_word)
+        self.read_bytes += host.read_bytes
+        self.written_bytes += host.written_bytes
 
 
 class _Spares:
@@ -44,6 +68,8 @@ class _Spares:
         self.backoff = Backoff(1.0, 60.0)
         self.retry_at = 0.0
         self.error: GatewayError | None = None
+        self.outdated = False
+        """The one that is starting must be started again: it does not know the new sign-in."""
 
     def notify(self) -> None:
         self.changed.set()
@@ -66,11 +92,14 @@ class AgentPool:
         """The last good initialize result of each profile."""
         self.failures: dict[str, GatewayError] = {}
         """Why the last start of a profile failed; gone after a good one."""
-        self.restarts = 0
+        self.tally = AgentTally()
+        self.make_host: Callable[..., AgentHost] = AgentHost
+        """A class whose hosts do more, where that is wanted (`runtime.wire_trace`)."""
         self._settings = settings
-        self._watchdog = watchdog
+        self.watchdog = watchdog
         self._root = root
-        self._environ = environ
+        self.environ = environ
+        """The daemon's own; each child gets a part of it."""
         self._spares = {name: _Spares(profile) for name, profile in profiles.items()}
         self._auth: dict[str, dict[str, Any]] = {}
         self._starting = 0
@@ -82,6 +111,37 @@ class AgentPool:
         memory = available_memory()
         self._memory_at_start = memory
         self.max_agents = settings.max_agents or self._fit(memory)
+
+    def follow(self, live: LiveSettings) -> None:
+        live.when_changed(("max_agents",), self._set_max_agents)
+
+    def _set_max_agents(self) -> None:
+        self.max_agents = self._settings.max_agents or self._fit(self._memory_at_start)
+
+    def profiles_changed(self) -> None:
+        """`profiles` has other agents now. Sessions keep the child that they have."""
+        for name, profile in self.profiles.items():
+            self._settle_spares(name, profile)
+        for name in self._spares.keys() - self.profiles.keys():
+            self._settle_spares(name, self._spares[name].profile, gone=True)
+        self._set_max_agents()
+
+    def _settle_spares(self, name: str, profile: AgentProfile, *, gone: bool = False) -> None:
+        spares = self._spares.get(name)
+        if spares is not None and spares.profile is profile and not gone:
+            return
+        if spares is not None:
+            if spares.starting is not None:
+                spares.starting.cancel()
+            if spares.ready is not None:
+                spares.ready.end()
+                spares.ready = None
+        self.handshakes.pop(name, None)
+        self.failures.pop(name, None)
+        if not gone:
+            self._spares[name] = _Spares(profile)
+            if self._wanted:
+                self._warm(self._spares[name])
 
     def _fit(self, memory: int | None) -> int:
         if memory is None:
@@ -128,7 +188,9 @@ class AgentPool:
                 self._warm(spares)
         if settings.isolation == "shared":
             for host in self.hosts:
-                if not host.leases and now - host.last_used > settings.agent_idle:
+                # An outdated one may be about to be lent to whoever it was started for.
+                most = settings.agent_request_timeout if host.outdated else settings.agent_idle
+                if not host.leases and now - host.last_used > most:
                     host.end()
 
     # ---- clients --------------------------------------------------------------------------------
@@ -140,6 +202,8 @@ class AgentPool:
         self._warm(self._spares[profile.name])
 
     def _warm(self, spares: _Spares) -> None:
+        if self.profiles.get(spares.profile.name) is not spares.profile:
+            return  # no longer served; who still uses it starts its own
         # Of shared children the first is the warm one.
         if self._settings.isolation == "session" or self.any_host(spares.profile) is None:
             self._ensure_spare(spares)
@@ -174,9 +238,14 @@ class AgentPool:
 
     async def _start_spare(self, spares: _Spares) -> None:
         assert spares.starting is not None
+        begin_task()  # whoever gets it, it is not for the request that was there when it began
         try:
             with spares.starting:
                 host = await self._start(spares.profile, self._root)
+                while spares.outdated:
+                    spares.outdated = False
+                    host.end()
+                    host = await self._start(spares.profile, self._root)
                 spares.ready = host
                 spares.backoff.succeeded()
                 spares.error = None
@@ -193,7 +262,20 @@ class AgentPool:
             )
         finally:
             spares.starting = None
+            spares.outdated = False
             spares.notify()
+
+    def renew(self, profile: AgentProfile) -> None:
+        """Lend no child that was started before now to a new session (after a sign-in)."""
+        spares = self._spares[profile.name]
+        spares.outdated = spares.starting is not None
+        if spares.ready is not None:
+            spares.ready.end()
+            spares.ready = None
+        for host in self.hosts:
+            host.outdated = host.outdated or host.profile is profile
+        if self._wanted:
+            self._warm(spares)
 
     def retire_spares(self, profile: AgentProfile) -> None:
         """End the spare and forget its sign-in (after a logout)."""
@@ -243,18 +325,22 @@ class AgentPool:
         assert self._nursery is not None
         self._admit(profile)
         spares = self._spares[profile.name]
-        host = AgentHost(profile, self._settings, self._watchdog, cwd, self._environ)
+        host = self.make_host(profile, self._settings, self.watchdog, cwd, self.environ)
         host.stamp = binary_stamp(profile)
         self._starting += 1
+        began = trio.current_time()
         try:
             await self._nursery.start(self._run_host, host)
         except GatewayError as exc:
             self.failures[profile.name] = exc
+            self.tally.failed_starts.add(profile.name)
             raise
         finally:
             self._starting -= 1
         self.failures.pop(profile.name, None)
-        self.handshakes[profile.name] = host.initialize_result
+        self.tally.start_seconds.observe(trio.current_time() - began, profile.name)
+        if spares.profile is profile:
+            self.handshakes[profile.name] = host.initialize_result
         spares.notify()
         auth = self._auth.get(profile.name)
         if auth is not None:
@@ -275,6 +361,7 @@ class AgentPool:
 
             def started(_, value: AgentHost) -> None:
                 self.hosts.add(host)
+                self.tally.starts.add(host.profile.name)
                 ready.append(value)
                 task_status.started(value)
 
@@ -293,6 +380,8 @@ class AgentPool:
                     agent=host.profile.name,
                 ) from None
         finally:
+            if ready:
+                self.tally.ended(host)
             self.hosts.discard(host)
             self._left.set()
             self._left = trio.Event()
@@ -316,14 +405,14 @@ class AgentPool:
             host = await self._shared_host(profile, cwd)
         else:
             host = await self._take_spare(profile, cwd) or await self._start(profile, cwd)
-            self._ensure_spare(self._spares[profile.name])
+            self._warm(self._spares[profile.name])
         host.leases += 1
         try:
             yield host
         finally:
             host.leases -= 1
             host.last_used = trio.current_time()
-            if self._settings.isolation == "session":
+            if self._settings.isolation == "session" or (host.outdated and not host.leases):
                 # The pool's nursery carries the ladder out; nobody has to wait for it here.
                 host.end()
 
@@ -331,6 +420,8 @@ class AgentPool:
         if cwd != self._root:
             return None  # a child's working directory is fixed at its start
         spares = self._spares[profile.name]
+        if spares.profile is not profile:
+            return None  # a session that is restored keeps the agent that it had
         if spares.starting is not None and spares.ready is None and not spares.claimed:
             # One waits for it; the next would wait for the one after it, so it starts its own.
             spares.claimed = True
@@ -356,7 +447,11 @@ class AgentPool:
         fitting = [
             host
             for host in self.hosts
-            if host.profile is profile and host.alive and host.leases < most and host.cwd == cwd
+            if host.profile is profile
+            and host.alive
+            and not host.outdated
+            and host.leases < most
+            and host.cwd == cwd
         ]
         if fitting:
             return min(fitting, key=lambda host: host.leases)
@@ -366,6 +461,20 @@ class AgentPool:
         finally:
             spares.starting = None
             spares.notify()
+
+    @property
+    def starting(self) -> int:
+        """Processes that have not answered initialize yet."""
+        return self._starting
+
+    @property
+    def pipe_bytes(self) -> tuple[int, int]:
+        """(read, written) over the pipes of all processes since the start."""
+        tally = self.tally
+        return (
+            tally.read_bytes + sum(host.read_bytes for host in self.hosts),
+            tally.written_bytes + sum(host.written_bytes for host in self.hosts),
+        )
 
     @property
     def alive(self) -> bool:

@@ -22,13 +22,16 @@ import trio
 
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.agent_profile import AgentProfile
-from acp_gateway.runtime.redact import redact
+from acp_gateway.runtime.redact import REDACTED, clean, without_colours
 from acp_gateway.runtime.watchdog import Watchdog
 from acp_gateway.wire.ndjson import LineSplitter
 
 log = structlog.get_logger("acp_gateway.agent")
 
 STDERR_LINES: Final = 40
+KEPT_BYTES: Final = 4096
+"""Of a line; less of it is shown, so that no secret is cut before it is looked for."""
+KEY_LINES: Final = 100
 EOF_GRACE: Final = 2.0
 TERM_GRACE: Final = 4.0
 KILL_GRACE: Final = 4.0
@@ -48,6 +51,8 @@ class AgentProcess:
         self._watchdog = watchdog
         self._process: trio.Process | None = None
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self._key_lines = 0
+        """Lines of a private key that may still come."""
 
     async def start(self) -> None:
         """Raises ``agent_start_failed``."""
@@ -116,11 +121,11 @@ class AgentProcess:
         lines = list(self._stderr)
         telling = [line for line in lines if "error" in line.lower()]
         chosen = (telling or lines)[-1:]
-        return redact(chosen[0]) if chosen else None
+        return clean(chosen[0]) if chosen else None
 
     def stderr_tail(self) -> list[str]:
         """The last lines that the agent wrote to stderr, secrets redacted."""
-        return [redact(line) for line in list(self._stderr)[-8:]]
+        return [clean(line) for line in list(self._stderr)[-8:]]
 
     async def end(self) -> None:
         """The ladder: close stdin, TERM the group, KILL the group. Every step has a deadline."""
@@ -172,9 +177,13 @@ class AgentProcess:
                 self._keep_stderr(rest)
 
     def _keep_stderr(self, line: bytes) -> None:
-        text = line.decode(errors="replace").strip()
+        text = without_colours(line[:KEPT_BYTES].decode(errors="replace")).strip()
+        if "-----BEGIN" in text and "PRIVATE KEY" in text:
+            self._key_lines = KEY_LINES
+        if self._key_lines:
+            # A private key is many lines, of which each looks like nothing.
+            self._key_lines = 0 if "-----END" in text else self._key_lines - 1
+            text = REDACTED
         if text:
-            self._stderr.append(text[:1000])
-            log.debug(
-                "agent_stderr", agent=self._profile.name, pid=self.pid, line=redact(text[:1000])
-            )
+            self._stderr.append(text)
+            log.debug("agent_stderr", agent=self._profile.name, pid=self.pid, line=text)

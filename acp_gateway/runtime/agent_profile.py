@@ -6,7 +6,6 @@ agent by name. The habits come from running each agent (see `KNOWN_AGENTS`).
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 import shutil
@@ -28,6 +27,7 @@ from acp_gateway.config import (
     did_you_mean,
     split_command,
 )
+from acp_gateway.runtime.child_environment import MODELS, USUAL_PATTERNS, select
 
 
 @attrs.frozen(kw_only=True)
@@ -48,6 +48,8 @@ class Quirks:
     """Understands the private ``_meta`` keys and ext methods of the Qwen daemon."""
     chosen_session_ids: bool = False
     """Gives a new session the id that the client chose (Qwen's member of ``_meta``)."""
+    usage_in_chunks: bool = False
+    """Tells the tokens of each call of the model in ``_meta.usage`` of a message chunk."""
     ping_method: str | None = None
     """Request ``{v: 1, nonce: int}`` that is answered with the same, for health checks."""
     initialize_meta: Mapping[str, Any] = attrs.field(factory=dict)
@@ -64,7 +66,10 @@ class AgentProfile:
     alternatives: tuple[tuple[str, ...], ...] = ()
     """Other commands of the same agent, tried in order when ``argv[0]`` is not installed."""
     env_allow: tuple[str, ...] = ("*",)
-    """Patterns of variable names that are passed on; `SECRET_VARIABLES` never are."""
+    """Patterns of variable names that are passed on, unless they look like a credential."""
+    env_keys: tuple[str, ...] = ()
+    """Patterns of names that are passed on also where they do. `child_environment.NEVER` is
+    neither."""
     env_set: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     """Variables set for the agent. ``{cache}`` stands for the gateway's cache directory."""
     cwd: Path | None = None
@@ -81,49 +86,13 @@ class AgentProfile:
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The child's whole environment, from the daemon's."""
-        passed = {
-            name: value
-            for name, value in environ.items()
-            if _matches(name, self.env_allow) and not _matches(name, SECRET_VARIABLES)
-        }
+        passed = select(environ, self.env_allow, self.env_keys)
         cache = platformdirs.user_cache_dir(APP_NAME, appauthor=False)
         return passed | {
             name: value.replace("{cache}", cache) for name, value in self.env_set.items()
         }
 
 
-SECRET_VARIABLES: Final = (
-    "ACP_GATEWAY_*",
-    "QWEN_SERVER_TOKEN",
-    "QWEN_CODE_EXTERNAL_TOOL_GUARD_TOKEN",
-    # A qwen child that finds its parent's capability refuses initialize without the same in _meta.
-    "QWEN_CODE_PRIVATE_*",
-    # They name file descriptors and sockets that are the daemon's own.
-    "NODE_CHANNEL_FD",
-    "NODE_UNIQUE_ID",
-    "NOTIFY_SOCKET",
-    "LISTEN_FDS",
-    "LISTEN_FDNAMES",
-    "LISTEN_PID",
-)
-"""Variables of the daemon that no agent sees."""
-
-_USUAL: Final = (
-    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TZ", "LANG", "LANGUAGE", "LC_*"),
-    *("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CI", "EDITOR", "VISUAL", "PAGER"),
-    *("TMPDIR", "TMP", "TEMP", "XDG_*", "DBUS_SESSION_BUS_ADDRESS", "DISPLAY", "WAYLAND_DISPLAY"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
-    *("http_proxy", "https_proxy", "all_proxy", "no_proxy"),
-    *("SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_*", "SSH_AUTH_SOCK"),
-    # An agent runs the user's own tools, which find their parts by such names.
-    *("NODE_*", "NPM_CONFIG_*", "npm_config_*", "NVM_*", "PYTHON*", "VIRTUAL_ENV", "CONDA_*"),
-    *("*_HOME", "*PATH", "MAKEFLAGS", "CC", "CXX"),
-)
-_MODELS: Final = (
-    *("OPENAI_*", "ANTHROPIC_*", "GEMINI_*", "GOOGLE_*", "AZURE_*", "AWS_*", "DASHSCOPE_*"),
-    *("OPENROUTER_*", "DEEPSEEK_*", "MISTRAL_*", "GROQ_*", "XAI_*", "OLLAMA_*", "DATABRICKS_*"),
-    *("*_API_KEY", "*_BASE_URL"),
-)
 _COMPILE_CACHE: Final = {"NODE_COMPILE_CACHE": "{cache}/node-compile-cache"}
 
 KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
@@ -133,7 +102,7 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
             name="demo",
             title="Demo agent (built in, no model)",
             argv=(sys.executable, "-P", "-m", "acp_gateway.demo_agent"),
-            env_allow=_USUAL,
+            env_allow=(*USUAL_PATTERNS, "OTEL_EXPORTER_OTLP_*"),
             env_set={
                 "PYTHONPATH": os.pathsep.join(
                     filter(None, (PACKAGE_PATH, os.environ.get("PYTHONPATH")))
@@ -146,7 +115,8 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
             name="qwen",
             title="Qwen Code",
             argv=("qwen", "--acp"),
-            env_allow=(*_USUAL, *_MODELS, "QWEN_*", "TAVILY_*", "DEBUG"),
+            env_allow=(*USUAL_PATTERNS, "DEBUG"),
+            env_keys=(*MODELS, "QWEN_*", "TAVILY_*"),
             # Without the first it starts itself again with other memory limits: two processes.
             env_set={"QWEN_CODE_NO_RELAUNCH": "1", **_COMPILE_CACHE},
             handshake_timeout=20.0,
@@ -154,6 +124,7 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
             quirks=Quirks(
                 private_meta=True,
                 chosen_session_ids=True,
+                usage_in_chunks=True,
                 ping_method="qwen/status/channel/ping",
                 initialize_meta={"qwen.daemon.channelLiveness": {"v": 1}},
             ),
@@ -164,7 +135,8 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
             name="goose",
             title="Goose",
             argv=("goose", "acp", "--with-builtin", "developer"),
-            env_allow=(*_USUAL, *_MODELS, "GOOSE_*", "OTEL_*"),
+            env_allow=(*USUAL_PATTERNS, "OTEL_*"),
+            env_keys=(*MODELS, "GOOSE_*"),
             expected_memory_mb=120,
             quirks=Quirks(ignores_eof=True, cancel_answers_end_turn=True),
             install="curl -fsSL https://github.com/aaif-goose/goose/releases/download/stable/"
@@ -177,9 +149,10 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
             argv=("claude-agent-acp",),
             alternatives=(("claude-code-acp",),),
             env_allow=(
-                *(*_USUAL, "ANTHROPIC_*", "CLAUDE_*", "AWS_*", "GOOGLE_*", "CLOUD_ML_REGION"),
-                *("IS_SANDBOX", "DISABLE_*", "API_TIMEOUT_MS"),
+                *(*USUAL_PATTERNS, "CLOUD_ML_REGION", "IS_SANDBOX", "DISABLE_*"),
+                "API_TIMEOUT_MS",
             ),
+            env_keys=("ANTHROPIC_*", "CLAUDE_*", "AWS_*", "GOOGLE_*"),
             env_set=_COMPILE_CACHE,
             expected_memory_mb=450,
             install="npm install -g @agentclientprotocol/claude-agent-acp",
@@ -188,7 +161,8 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
             name="codex",
             title="Codex",
             argv=("codex-acp",),
-            env_allow=(*_USUAL, "OPENAI_*", "CODEX_*", "AZURE_*", "RUST_LOG", "*_API_KEY"),
+            env_allow=(*USUAL_PATTERNS, "RUST_LOG"),
+            env_keys=("OPENAI_*", "CODEX_*", "AZURE_*", "*_API_KEY"),
             env_set=_COMPILE_CACHE,
             expected_memory_mb=500,
             quirks=Quirks(ignores_eof=True),
@@ -198,7 +172,8 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
             name="gemini",
             title="Gemini CLI",
             argv=("gemini", "--acp"),
-            env_allow=(*_USUAL, "GEMINI_*", "GOOGLE_*", "CLOUDSDK_*", "DEBUG"),
+            env_allow=(*USUAL_PATTERNS, "DEBUG"),
+            env_keys=("GEMINI_*", "GOOGLE_*", "CLOUDSDK_*"),
             env_set={"GEMINI_CLI_NO_RELAUNCH": "true", **_COMPILE_CACHE},
             handshake_timeout=20.0,
             expected_memory_mb=490,
@@ -209,7 +184,8 @@ KNOWN_AGENTS: Final[Mapping[str, AgentProfile]] = {
             name="opencode",
             title="OpenCode",
             argv=("opencode", "acp"),
-            env_allow=(*_USUAL, *_MODELS, "OPENCODE_*"),
+            env_allow=USUAL_PATTERNS,
+            env_keys=(*MODELS, "OPENCODE_*"),
             handshake_timeout=20.0,
             expected_memory_mb=750,
             install="npm install -g opencode-ai",
@@ -229,6 +205,19 @@ class Profiles(Mapping[str, AgentProfile]):
         """The agent of clients that ask for none."""
         self.note = note
         """A sentence for the person who started the daemon: what ``auto`` chose."""
+
+    def become(self, other: Profiles) -> list[str]:
+        """Take over the agents of ``other``; the names that are new, gone or another agent now."""
+        before = self._profiles
+        # What is the same stays the same object: children are found by it.
+        after = {
+            name: before[name] if before.get(name) == profile else profile
+            for name, profile in other._profiles.items()
+        }
+        names = dict.fromkeys([*before, *after])
+        self._profiles, self.note = after, other.note
+        self.default = next(iter(after.values()))
+        return [name for name in names if before.get(name) is not after.get(name)]
 
     def __getitem__(self, name: str) -> AgentProfile:
         return self._profiles[name]
@@ -336,10 +325,6 @@ def binary_stamp(profile: AgentProfile) -> tuple[tuple[str, int, int, int], ...]
     return tuple(stamp)
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def _profile_of_program(program: str) -> AgentProfile | None:
     for profile in KNOWN_AGENTS.values():
         commands = (profile.argv, *profile.alternatives)
@@ -349,9 +334,9 @@ def _profile_of_program(program: str) -> AgentProfile | None:
 
 
 def _with_command(base: AgentProfile | None, name: str, argv: tuple[str, ...]) -> AgentProfile:
-    """A user's own command: it sees the whole environment but the daemon's secrets."""
+    """A user's own command: it sees what is no credential, and the keys of models."""
     if base is None:
-        return AgentProfile(name=name, title=name, argv=argv)
+        return AgentProfile(name=name, title=name, argv=argv, env_keys=MODELS)
     return attrs.evolve(
         base, name=name, argv=argv, alternatives=(), env_allow=("*",), version_argv=None
     )
@@ -377,6 +362,7 @@ def _named_profile(name: str, specs: Mapping[str, AgentSpec]) -> AgentProfile:
         profile,
         title=spec.title or profile.title,
         env_allow=(*profile.env_allow, *spec.env_pass),
+        env_keys=(*profile.env_keys, *spec.env_pass),
         env_set={**profile.env_set, **spec.env},
         cwd=spec.cwd or profile.cwd,
         handshake_timeout=spec.handshake_timeout or profile.handshake_timeout,

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from acp_gateway.protocol.errors import METHOD_NOT_FOUND, AgentError, ErrorKind, GatewayError
-from acp_gateway.runtime.redact import redact
+from acp_gateway.runtime.redact import redact, redact_value
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
 from acp_gateway.wire.jsonrpc import (
     InvalidMessage,
@@ -259,7 +259,8 @@ class AgentRpc:
                 self.log_garbage(line)
             return
         if message.error and bytes(message.error) != b"null":
-            call.settle(None, AgentError(message.error_object()))
+            # It goes to clients, events and the log: models' errors quote the key that was wrong.
+            call.settle(None, AgentError(redact_value(message.error_object())))
         elif message.result:
             call.settle(message.result, None)
         else:

@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from acp_gateway.config import Settings
+from acp_gateway.core.file_audit import Who
 from acp_gateway.core.mediator import CancelSentinelCollision, Question, Settled
 from acp_gateway.protocol.converter import read
 from acp_gateway.protocol.errors import (
@@ -26,6 +27,7 @@ from acp_gateway.protocol.errors import (
 from acp_gateway.protocol.types import ReadTextFileParams, WriteTextFileParams
 from acp_gateway.runtime.agent_rpc import AgentRpc
 from acp_gateway.runtime.session_feed import ClientGone
+from acp_gateway.runtime.tracing import begin, finish
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.wire.json_codec import dumps, loads
 
@@ -95,14 +97,25 @@ class AgentCallbacks:
         meta = dict(meta) if isinstance(meta, dict) else {}
         theirs = meta.get("qwen")
         meta["qwen"] = {**(theirs if isinstance(theirs, dict) else {}), "requestId": request_id}
+        turn = session.queue.running
+        parent = None if turn is None else turn.span.context
+        span = begin("acp_gateway.permission", parent, **{"acp_gateway.request_id": request_id})
+
+        def settled(question: Question) -> None:
+            finish(
+                span, **{"acp_gateway.outcome": question.reason.value if question.reason else None}
+            )
+            self._settled(host, id, key, question)
+
         try:
             question = desk.ask(
                 session,
                 request_id,
                 {**params, "sessionId": session.id, "_meta": meta},
-                lambda question: self._settled(host, id, key, question),
+                settled,
             )
         except CancelSentinelCollision as exc:
+            finish(span, "internal_error")
             host.respond_error(id, {"code": INTERNAL_ERROR, "message": str(exc)})
             return
         if not question.open:
@@ -182,6 +195,7 @@ class AgentCallbacks:
             None,
         )
         result: Any = None
+        who = Who(session=session.id, client=None if running is None else running.client)
         try:
             if origin is not None and (origin.reads_files if reading else origin.writes_files):
                 # A client that leaves meanwhile is replaced by the gateway itself.
@@ -194,7 +208,7 @@ class AgentCallbacks:
             elif reading:
                 wanted = read(ReadTextFileParams, params)
                 content = await self._workspace.read_text(
-                    wanted.path, session.opening.roots, wanted.line, wanted.limit
+                    wanted.path, session.opening.roots, wanted.line, wanted.limit, who
                 )
                 if len(content) > BIG_CONTENT and len(dumps(content)) > limit:
                     raise GatewayError(
@@ -205,7 +219,9 @@ class AgentCallbacks:
                 result = {"content": content}
             else:
                 given = read(WriteTextFileParams, params)
-                await self._workspace.write_text(given.path, given.content, session.opening.roots)
+                await self._workspace.write_text(
+                    given.path, given.content, session.opening.roots, who
+                )
                 result = {}
         except GatewayError as exc:
             host.respond_error(id, exc.to_jsonrpc())

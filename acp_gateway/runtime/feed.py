@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -41,6 +42,8 @@ class Feed:
         self.subs: set[Subscription] = set()
         self.streams = 0
         """Open event streams; they keep what they follow alive."""
+        self.on_reader: Callable[[], None] | None = None
+        """Called when a reader is let in."""
         self.over: GatewayError | None = None
         """Why it is closed or closing; None while it lives."""
         self.halted = False
@@ -56,9 +59,10 @@ class Feed:
         *,
         prompt_id: str | None = None,
         client: str | None = None,
+        who: str | None = None,
         data: dict[str, Any],
     ) -> None:
-        """Publish an event of the gateway's own."""
+        """Publish an event of the gateway's own. ``who``: the name of the client's identity."""
         if not self.id:
             return
         now = time.time()
@@ -67,9 +71,11 @@ class Feed:
             params["promptId"] = prompt_id
         if client is not None:
             params["originatorClientId"] = client
+        if who is not None:
+            params["originatorName"] = who
         params["_meta"] = {"serverTimestamp": int(now * 1000)}
         line = notification_bytes(NOTIFY, params)
-        self.append(Record(Kind.NOTICE, kind, line, now, prompt_id, None, client))
+        self.append(Record(Kind.NOTICE, kind, line, now, prompt_id, None, client, who))
 
     def append(self, record: Record) -> None:
         if self.sealed:
@@ -139,6 +145,8 @@ class Feed:
                 remedy="close another stream, or raise max_subscribers",
                 limit=limit,
             )
+        if self.on_reader is not None:
+            self.on_reader()
 
     def drained(self) -> None:
         """A reader has taken records from the ring."""

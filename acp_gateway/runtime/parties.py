@@ -1,8 +1,9 @@
 """Client ids: who minted them for whom, and who may use them.
 
 An id is bound to the ACP connection that it was minted for (a client that names itself keeps it
-over its connections); ids of REST clients are bound to none. Using another's is refused with the
-same error as using an unknown one: ids are visible in events, and knowing one is no proof.
+over its connections); ids of REST clients are bound to none. Both are bound to the identity that
+they were minted for. Using another's is refused with the same error as using an unknown one: ids
+are visible in events, and knowing one is no proof.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Final
 
 import attrs
 
+from acp_gateway.core.identity import OPEN, Identity, Scope
+from acp_gateway.core.question import elector_of
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 
 _SYNTAX: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -45,6 +48,7 @@ class Party:
     client_id: str
     binding: str | None
     """The ACP client that it belongs to; None for clients over REST."""
+    identity: Identity = OPEN
     references: int = 1
     last_seen: float = attrs.field(factory=time.time)
     """Unix time, seconds."""
@@ -55,6 +59,8 @@ class Parties:
 
     def __init__(self) -> None:
         self._by_id: dict[str, Party] = {}
+        self.names: dict[str, str] = {}
+        """Of clients whose identity has one, also of some that have left: client id -> name."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -63,16 +69,27 @@ class Parties:
     def ids(self) -> frozenset[str]:
         return frozenset(self._by_id)
 
-    def join(self, client_id: str | None, binding: str | None) -> str:
+    @property
+    def electorate(self) -> dict[str, str]:
+        """The clients that may answer permission requests: client id -> who it counts as. All of
+        one identity are one party."""
+        return {
+            each.client_id: elector_of(each.client_id, each.identity.party) or each.client_id
+            for each in self._by_id.values()
+            if each.identity.may(Scope.APPROVE)
+        }
+
+    def join(self, client_id: str | None, binding: str | None, identity: Identity = OPEN) -> str:
         """Count one more use of an id that is registered here, or mint one."""
-        known = self.find(client_id, binding)
-        if known is not None:
+        known = self.find(client_id, binding, identity)
+        if known is not None and known.client_id in self._by_id:
             known.references += 1
             known.last_seen = time.time()
             return known.client_id
         if client_id is None or binding is None:
             client_id = mint()
-        self._by_id[client_id] = Party(client_id, binding)
+        self._by_id[client_id] = Party(client_id, binding, identity)
+        self._note(client_id, identity)
         if len(self._by_id) > MOST:
             self._forget_one(client_id)
         return client_id
@@ -88,19 +105,43 @@ class Parties:
         if free:
             del self._by_id[min(free, key=lambda each: each.last_seen).client_id]
 
-    def has(self, client_id: str | None) -> bool:
-        """Is it registered, for whomever?"""
-        return client_id in self._by_id
+    def _note(self, client_id: str, identity: Identity) -> None:
+        if identity.name is None:
+            return
+        self.names.pop(client_id, None)
+        self.names[client_id] = identity.name
+        while len(self.names) > 2 * MOST:
+            del self.names[next(iter(self.names))]
 
-    def find(self, client_id: str | None, binding: str | None) -> Party | None:
+    def has(self, client_id: str | None, identity: Identity = OPEN) -> bool:
+        """Is it registered, over whatever transport, for this identity?"""
         party = self._by_id.get(client_id or "")
-        return party if party is not None and party.binding == binding else None
+        return party is not None and party.identity.party == identity.party
 
-    def check(self, client_id: str | None, binding: str | None, session_id: str) -> Party | None:
+    def find(
+        self, client_id: str | None, binding: str | None, identity: Identity = OPEN
+    ) -> Party | None:
+        """What is registered under the id for just this one. An identity's own name is its own
+        without being registered."""
+        if client_id is not None and client_id == identity.party:
+            self._note(client_id, identity)
+            return Party(client_id, binding, identity)
+        party = self._by_id.get(client_id or "")
+        if party is None or party.binding != binding:
+            return None
+        return party if party.identity.party == identity.party else None
+
+    def check(
+        self,
+        client_id: str | None,
+        binding: str | None,
+        session_id: str,
+        identity: Identity = OPEN,
+    ) -> Party | None:
         """Who that is; None for an anonymous one. Raises ``invalid_client_id``."""
         if client_id is None:
             return None
-        party = self.find(client_id, binding)
+        party = self.find(client_id, binding, identity)
         if party is None:
             raise GatewayError(
                 ErrorKind.INVALID_CLIENT_ID,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -29,7 +28,9 @@ from acp_gateway.core.mediator import (
     Voter,
 )
 from acp_gateway.core.permission_audit import AuditRing
-from acp_gateway.wire.json_codec import dumps
+from acp_gateway.core.tally import LONG, Counts, Histogram
+from acp_gateway.runtime.audit_log import AuditLog
+from acp_gateway.runtime.live_settings import LiveSettings
 
 if TYPE_CHECKING:
     from acp_gateway.runtime.session import Session
@@ -43,19 +44,48 @@ class _Asked:
         self.over = trio.Event()
 
 
+class PermissionTally:
+    """What became of all requests since the start."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.outcomes = Counts()
+        """(policy, reason): settled ones, by `Settled`."""
+        self.votes = Counts()
+        """(verdict,)"""
+        self.wait_seconds = Histogram(LONG[:-2])
+        """From the question to its end."""
+
+    def settled(self, question: Question, now: float) -> None:
+        reason = "none" if question.reason is None else question.reason.value
+        self.outcomes.add(question.rule.policy.value, reason)
+        self.wait_seconds.observe(now - question.issued_at)
+
+
 class PermissionDesk:
     def __init__(self, settings: Settings) -> None:
-        self.rule = Rule(
-            policy=Policy(settings.permission_policy), quorum=settings.consensus_quorum or None
-        )
+        self._settings = settings
+        self.rule: Rule
         """For sessions that have none of their own."""
         self.audit = AuditRing()
+        self.tally = PermissionTally()
         self._mediator = Mediator()
-        self._timeout = settings.permission_timeout
         self._asked: dict[str, _Asked] = {}
         self._owners: dict[str, Session] = {}
-        self._file: Path | None = settings.permission_audit
-        self._file_failed = False
+        self._files: list[AuditLog]
+        self._take_over()
+
+    def follow(self, live: LiveSettings) -> None:
+        names = ("permission_policy", "consensus_quorum", "permission_audit", "permission_timeout")
+        live.when_changed(names, self._take_over)
+
+    def _take_over(self) -> None:
+        settings = self._settings
+        policy, quorum = Policy(settings.permission_policy), settings.consensus_quorum
+        self.rule = Rule(policy=policy, quorum=quorum or None)
+        self._timeout = settings.permission_timeout
+        named = (settings.permission_audit, settings.audit_log)
+        self._files = [AuditLog(path) for path in dict.fromkeys(named) if path is not None]
 
     def forget(self, session: Session) -> None:
         """The session has ended; nothing more is published to it."""
@@ -78,6 +108,7 @@ class PermissionDesk:
         running = session.queue.running
         asked = _Asked(answer)
         self._asked[request_id] = asked
+        self.tally.asked += 1
         self._owners[session.id] = session
         try:
             question, effects = self._mediator.ask(
@@ -87,12 +118,15 @@ class PermissionDesk:
                 rule=session.rule,
                 originator=None if running is None else running.client,
                 prompt_id=None if running is None else running.prompt_id,
-                voters=session.parties.ids,
+                originator_party=None if running is None else running.party,
+                originator_name=None if running is None else running.who,
+                voters=session.parties.electorate,
                 now=time.time(),
                 timeout=self._timeout,
             )
         except BaseException:
             del self._asked[request_id]
+            self.tally.asked -= 1  # it is the agent's mistake, and was never a request
             raise
         self._carry_out(effects)
         return question
@@ -121,6 +155,7 @@ class PermissionDesk:
 
     def vote(self, session_id: str | None, request_id: str, body: Any, voter: Voter) -> Decision:
         decision = self._mediator.vote(session_id, request_id, body, voter, now=time.time())
+        self.tally.votes.add(decision.verdict.value)
         self._carry_out(decision.effects)
         return decision
 
@@ -153,6 +188,7 @@ class PermissionDesk:
             elif isinstance(effect, Answer):
                 asked = self._asked.pop(effect.question.request_id, None)
                 if asked is not None:
+                    self.tally.settled(effect.question, time.time())
                     asked.over.set()
                     asked.answer(effect.question)
             elif isinstance(effect, Audit):
@@ -165,13 +201,6 @@ class PermissionDesk:
 
     def _record(self, entry: dict[str, Any]) -> None:
         self.audit.append(entry)
-        if self._file is None:
-            return
-        try:
-            with self._file.open("ab") as file:
-                file.write(dumps(entry) + b"\n")
-        except OSError as exc:
-            if not self._file_failed:
-                # Told once: the ring still has it, and an answer must not fail for a full disk.
-                log.error("permission_audit_not_written", path=str(self._file), error=str(exc))
-            self._file_failed = True
+        for file in self._files:
+            # The ring has it anyway: an answer must not fail for a full disk.
+            file.write(entry)

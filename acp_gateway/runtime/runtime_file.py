@@ -25,7 +25,7 @@ import attrs
 import platformdirs
 
 from acp_gateway import __version__
-from acp_gateway.config import APP_NAME, ConfigError
+from acp_gateway.config import APP_NAME, ConfigError, unix_path
 
 FORMAT: Final = 1
 
@@ -41,9 +41,9 @@ class RuntimeInfo:
     """Unix time, seconds."""
     version: str
     url: str
-    """``http(s)://HOST:PORT``."""
+    """``http(s)://HOST:PORT``; ``unix:PATH`` of one that listens on a Unix socket alone."""
     ws_url: str
-    """``ws(s)://HOST:PORT/acp``."""
+    """``ws(s)://HOST:PORT/acp``, or the same ``unix:PATH``."""
     workspace: tuple[str, ...]
     agents: tuple[str, ...]
     """Names; the first is the default."""
@@ -51,6 +51,15 @@ class RuntimeInfo:
     """The state of authentication in words."""
     token: str | None = attrs.field(default=None, repr=False)
     log_file: str | None = None
+    public_url: str | None = None
+    """Where it is reached from outside, without a slash at the end."""
+    unix_socket: str | None = None
+    """Path of the Unix socket that it listens on."""
+
+    @property
+    def base(self) -> str:
+        """Where its own user asks: the Unix socket if it has one, else its URL."""
+        return self.url if self.unix_socket is None else f"unix:{self.unix_socket}"
 
     @classmethod
     def of_this_process(
@@ -62,6 +71,9 @@ class RuntimeInfo:
         agents: Iterable[str],
         auth: str,
         token: str | None,
+        public_url: str | None = None,
+        unix_socket: str | None = None,
+        log_file: Path | None = None,
     ) -> RuntimeInfo:
         return cls(
             pid=os.getpid(),
@@ -74,6 +86,9 @@ class RuntimeInfo:
             agents=tuple(agents),
             auth=auth,
             token=token,
+            public_url=public_url,
+            unix_socket=unix_socket,
+            log_file=None if log_file is None else str(log_file),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,13 +160,16 @@ def list_running() -> list[RuntimeInfo]:
 
 
 def find(target: str | None = None, *, workspace: Path | None = None) -> RuntimeInfo | None:
-    """The running daemon that ``target`` means: its URL (any of its endpoints) or process id.
+    """The running daemon that ``target`` means: its URL (any of its endpoints; ``unix:PATH`` is its
+    Unix socket) or process id.
 
     Without a target the only one, or of several the one that serves ``workspace`` (the
     current directory unless given). None when there is none; `ConfigError` when several fit.
     """
     running = list_running()
     if target is not None:
+        if (path := unix_path(target)) is not None:
+            return next((info for info in running if info.unix_socket == path), None)
         if target.isdecimal():
             return next((info for info in running if info.pid == int(target)), None)
         wanted = _address(target)
@@ -169,7 +187,8 @@ def find(target: str | None = None, *, workspace: Path | None = None) -> Runtime
 
 def owner_of_port(port: int) -> RuntimeInfo | None:
     """The running daemon that listens on this TCP port."""
-    return next((info for info in list_running() if _address(info.url)[1] == port), None)
+    with_tcp = (info for info in list_running() if unix_path(info.url) is None)
+    return next((info for info in with_tcp if _address(info.url)[1] == port), None)
 
 
 def serves(info: RuntimeInfo, directory: Path) -> bool:

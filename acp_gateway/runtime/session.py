@@ -8,18 +8,21 @@ restores the session there with ``session/load``, out of the clients' sight.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import attrs
 import structlog
 import trio
+from structlog.contextvars import bind_contextvars
 
 from acp_gateway.config import Settings
 from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.core.mediator import Question, Rule, Settled
+from acp_gateway.core.trace_context import TraceContext
+from acp_gateway.core.usage import SessionUsage
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError, unsupported
 from acp_gateway.runtime import qwen_notices
 from acp_gateway.runtime.agent_host import AgentHost
@@ -27,9 +30,12 @@ from acp_gateway.runtime.agent_pool import AgentPool
 from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.agent_rpc import AgentRpc, Call
 from acp_gateway.runtime.callbacks import AgentCallbacks
+from acp_gateway.runtime.ledger import Ledger
 from acp_gateway.runtime.permission_desk import PermissionDesk
 from acp_gateway.runtime.ring_budget import RingBudget
+from acp_gateway.runtime.session_shell import SessionShells
 from acp_gateway.runtime.session_turns import CANCELLED_RESULT, CHANNEL_CLOSED, SessionTurns
+from acp_gateway.runtime.tracing import Span, begin, begin_task, current, finish, place
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.wire.json_codec import dumps, loads, valid_utf8
 
@@ -73,8 +79,10 @@ class Session(SessionTurns):
         budget: RingBudget,
         workspace: Workspace,
         desk: PermissionDesk,
+        ledger: Ledger | None = None,
     ) -> None:
-        super().__init__(opening.session_id or "", profile, settings, budget, desk)
+        super().__init__(opening.session_id or "", profile, settings, budget, desk, ledger)
+        self.usage = SessionUsage(from_start=opening.how == "new")
         self.opening = opening
         self.cwd = opening.cwd
         self.prompted = opening.how != "new"
@@ -82,9 +90,14 @@ class Session(SessionTurns):
         """Who may answer its permission requests."""
         self._pool = pool
         self._callbacks = AgentCallbacks(self, workspace, settings)
+        self.shells = SessionShells(self, settings, workspace, pool.watchdog, pool.environ)
         self.display_name: str | None = None
         """What a client named it; else it has the agent's title."""
         self.title_source: str | None = None
+        self.restores = 0
+        """Times that it went on with a new process of its agent."""
+        self.end_reason: str | None = None
+        """Why it ended, in one word of the daemon's."""
         self.stored = False
         """Its agent can load it again."""
         self.switching = 0
@@ -97,6 +110,8 @@ class Session(SessionTurns):
         self._closing = trio.Event()
         self._opening_scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
+        self._asked_by: TraceContext | None = None
+        """Whose trace its opening belongs to."""
         self.name_for: Callable[[str], str] = str
         """Set by the manager: the north id for an agent's id (an alias on a collision)."""
 
@@ -110,6 +125,8 @@ class Session(SessionTurns):
         Raises `GatewayError` only before it reported ready.
         """
         ready: list[bool] = []
+        self._asked_by = place()
+        begin_task(agent=self.profile.name)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -117,11 +134,14 @@ class Session(SessionTurns):
                     await self._live(nursery, task_status, ready)
                 except GatewayError as exc:
                     self.over = self.over or exc
+                self.shells.close()
+                await self.shells.ended()
                 nursery.cancel_scope.cancel()
         except Exception:
             # A bug: this session ends with a reason, its siblings live on.
             log.exception("session_failed", session_id=self.id)
             self.over = GatewayError(ErrorKind.INTERNAL, "The session failed inside the gateway")
+            self.end_reason = "internal"
             self.desk.end_session(self.id, Settled.CLOSED)
             self._flush_turns(self.over, "session_closed")
             self._died("internal", self.over, recoverable=False)
@@ -139,12 +159,19 @@ class Session(SessionTurns):
                     with trio.CancelScope() as self._opening_scope:
                         if self._closing.is_set():
                             return
-                        lease = self._pool.lease(self.profile, self.opening.root)
-                        host = await stack.enter_async_context(lease)
-                        await self._open_on(host, restoring=bool(ready))
+                        with self._opening_span(restoring=bool(ready)) as span:
+                            lease = self._pool.lease(self.profile, self.opening.root)
+                            host = await stack.enter_async_context(lease)
+                            if span is not None:
+                                span.attributes["acp_gateway.agent_pid"] = host.pid
+                            await self._open_on(host, restoring=bool(ready))
                     if self._opening_scope.cancelled_caught:
                         return
+                    bind_contextvars(session_id=self.id)
                     self._host = host
+                    if ready:
+                        self.restores += 1
+                        self.ledger.restored.add(self.profile.name)
                     self.stored = host.can_load
                     self.halted = False
                     self._restore_error = None
@@ -168,6 +195,7 @@ class Session(SessionTurns):
                 self._signal()
                 if isinstance(exc, AgentError) or exc.kind is ErrorKind.UNSUPPORTED_BY_AGENT:
                     self.over = exc
+                    self.end_reason = self.end_reason or "not_restored"
                     self._flush_turns(exc, CHANNEL_CLOSED)
                     self.publish("session_closed", reason="not_restored", message=exc.message)
                     self.seal()
@@ -180,6 +208,26 @@ class Session(SessionTurns):
                 waiting.cancel_scope.cancel()
             if self._closing.is_set():
                 return
+
+    @contextmanager
+    def _opening_span(self, *, restoring: bool) -> Iterator[Span | None]:
+        running = self.queue.running
+        asked_by = self._asked_by if running is None else running.span.context
+        self._asked_by = None
+        word = "restore" if restoring else self.opening.how
+        span = begin(f"acp_gateway.session.{word}", asked_by, **{"session.id": self.id or None})
+        error: str | None = "cancelled"
+        # The agent that is started for it is part of it.
+        before = current.set(span)
+        try:
+            yield span
+            error = None
+        except GatewayError as exc:
+            error = exc.kind.word
+            raise
+        finally:
+            current.reset(before)
+            finish(span, error, **{"session.id": self.id or None})
 
     async def _until_closing_or_gone(self, host: AgentHost) -> None:
         async with trio.open_nursery() as nursery:
@@ -279,12 +327,14 @@ class Session(SessionTurns):
         # gets the next one.
         if not can_load:
             self.over = reason
+            self.end_reason = self.end_reason or "agent_exited"
             self._flush_turns(reason, CHANNEL_CLOSED)
         self._died(CHANNEL_CLOSED, reason, recoverable=can_load)
         self._signal()
 
     def _died(self, word: str, reason: GatewayError, *, recoverable: bool) -> None:
         data = reason.data
+        self.ledger.died.add(self.profile.name, word, "true" if recoverable else "false")
         self.publish(
             "session_died",
             reason=word,
@@ -340,7 +390,9 @@ class Session(SessionTurns):
             remedy="load it again, or start a new session",
             sessionId=self.id,
         )
+        self.end_reason = self.end_reason or reason
         self.desk.end_session(self.id, Settled.CLOSED)
+        self.shells.close()
         if self.queue.running is not None and self._host is not None:
             self._host.notify("session/cancel", {"sessionId": self.agent_id})
         stopping = reason == "daemon_shutdown"
@@ -354,6 +406,11 @@ class Session(SessionTurns):
         self.seal()
         self._closing.set()
         self._opening_scope.cancel()  # a close does not wait for a restore
+
+    def start_task(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """A task that the session owns; it must not raise."""
+        assert self._nursery is not None
+        self._nursery.start_soon(task, *args)
 
     def _signal(self) -> None:
         self._changed.set()
@@ -463,6 +520,7 @@ class Session(SessionTurns):
     def idle(self) -> bool:
         return (
             not len(self.queue)
+            and not len(self.shells)
             and not self.streams
             and not any(each.present for each in self.clients.values())
         )

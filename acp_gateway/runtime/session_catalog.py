@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
+from acp_gateway.core.path_boundary import absolute
 from acp_gateway.protocol.converter import read, read_result
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
 from acp_gateway.protocol.types import ListSessionsParams, ListSessionsResult
@@ -68,7 +69,9 @@ class SessionCatalog:
         wanted = read(ListSessionsParams, params)
         stored: list[Any] = []
         next_cursor = None
-        cwd = None if wanted.cwd is None else await self._workspace.real(wanted.cwd)
+        cwd = (
+            None if wanted.cwd is None else await self._workspace.real(absolute(wanted.cwd, "cwd"))
+        )
         host = self._pool.any_host(profile)
         if host is not None and host.can("list"):
             asked = {key: value for key, value in params.items() if value is not None}

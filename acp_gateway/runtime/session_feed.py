@@ -13,13 +13,16 @@ import trio
 
 from acp_gateway.config import Settings
 from acp_gateway.core.event_ring import Kind, Record
+from acp_gateway.core.identity import Identity
 from acp_gateway.core.outlet import Subscription
+from acp_gateway.core.trace_context import TRACEPARENT
 from acp_gateway.core.transcript import Transcript
 from acp_gateway.core.turn_queue import Turn, TurnQueue
+from acp_gateway.core.usage import SessionUsage
 from acp_gateway.runtime.feed import Feed
 from acp_gateway.runtime.parties import Parties
 from acp_gateway.runtime.ring_budget import RingBudget
-from acp_gateway.runtime.session_state import SessionState
+from acp_gateway.runtime.session_state import SessionState, usage_in
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.wire.json_codec import dumps, loads, valid_utf8
 from acp_gateway.wire.jsonrpc import notification_bytes
@@ -40,13 +43,14 @@ _NOTED: Final = frozenset(
 )
 
 
+USAGE: Final = b'"usage":'
 _WORKSPACE_WIDE: Final = frozenset(
     {"session_closed", "session_died", "session_metadata_updated", "session_branched"}
 )
 """Of interest also to who follows the workspace and not the session."""
 
 
-def _nobody(kind: str, data: dict[str, Any], client: str | None) -> None:
+def _nobody(kind: str, data: dict[str, Any], client: str | None, who: str | None) -> None:
     """Tell no one."""
 
 
@@ -70,6 +74,8 @@ class Client(Protocol):
     def client_id(self) -> str: ...
     @property
     def loopback(self) -> bool: ...
+    @property
+    def identity(self) -> Identity: ...
     @property
     def present(self) -> bool: ...
     @property
@@ -98,12 +104,17 @@ class SessionFeed(Feed):
         self.parties = Parties()
         """Everybody who has a client id here, connected or not."""
         self.ended = trio.Event()
-        self.tell_workspace: Callable[[str, dict[str, Any], str | None], None] = _nobody
+        self.tell_workspace: Callable[[str, dict[str, Any], str | None, str | None], None] = _nobody
         """Set by the manager."""
         self._muted = False
         """The agent replays what clients have: nothing of it is published."""
         self._drained = Wakeup()
         self._pausing = False
+        self.pauses = 0
+        """Times that its agent was not read because of a slow client."""
+        self.usage = SessionUsage()
+        self._usage_in_chunks = False
+        """The agent tells what it used in message chunks."""
 
     # ---- events ---------------------------------------------------------------------------------
 
@@ -115,6 +126,11 @@ class SessionFeed(Feed):
         if self._muted or self.sealed:
             return
         block = lines[0] if len(lines) == 1 else b"".join(lines)
+        if self._usage_in_chunks and USAGE in block and self.queue.running is not None:
+            # One look at a run, for the agents that need it. In a text the quotes are escaped.
+            for line in lines:
+                if USAGE in line:
+                    self.usage.new.take(usage_in(line))
         if not block.isascii() or b"\r" in block:
             lines = [_clean(line) for line in lines]
         if self.agent_id != self.id:
@@ -135,8 +151,12 @@ class SessionFeed(Feed):
 
     def _publish(self, lines: Sequence[bytes | Pieces], kind: str, now: float) -> None:
         running = self.queue.running
-        prompt_id, client = (None, None) if running is None else (running.prompt_id, running.client)
-        self._budget.total += self.ring.extend(lines, kind, now, prompt_id, client)
+        if running is None:
+            self._budget.total += self.ring.extend(lines, kind, now, None, None)
+        else:
+            self._budget.total += self.ring.extend(
+                lines, kind, now, running.prompt_id, running.client, running.who
+            )
 
     def _renamed(self, line: bytes) -> bytes:
         message = loads(line)
@@ -147,14 +167,27 @@ class SessionFeed(Feed):
         """The user's message, as its turn starts; everybody gets it but who sent it."""
         now = time.time()
         blocks = turn.params.get("prompt")
-        meta = {"serverTimestamp": int(now * 1000), "source": "bridge-echo"}
+        meta = {
+            "serverTimestamp": int(now * 1000),
+            "source": "bridge-echo",
+            TRACEPARENT: turn.span.context.traceparent,
+        }
         name = "user_message_chunk"
         for block in blocks if isinstance(blocks, list) else ():
             update = {"sessionUpdate": name, "content": block, "_meta": meta}
             line = notification_bytes("session/update", {"sessionId": self.id, "update": update})
             for part in split_update(line):
                 self.append(
-                    Record(Kind.ECHO, name, part, now, turn.prompt_id, turn.origin, turn.client)
+                    Record(
+                        Kind.ECHO,
+                        name,
+                        part,
+                        now,
+                        turn.prompt_id,
+                        turn.origin,
+                        turn.client,
+                        turn.who,
+                    )
                 )
         self.wake()
 
@@ -163,7 +196,8 @@ class SessionFeed(Feed):
         name = str(update.get("sessionUpdate"))
         line = notification_bytes("session/update", {"sessionId": self.id, "update": update})
         self.state.note(name, line)
-        self.append(Record(Kind.UPDATE, name, line, time.time(), None, None, client))
+        who = self.parties.names.get(client or "")
+        self.append(Record(Kind.UPDATE, name, line, time.time(), None, None, client, who))
         self.wake()
 
     def publish(
@@ -176,9 +210,10 @@ class SessionFeed(Feed):
     ) -> None:
         """Publish an event of the gateway's own; ``data`` gets the session's id."""
         told = {"sessionId": self.id, **data}
-        self.notice(kind, prompt_id=prompt_id, client=client, data=told)
+        who = self.parties.names.get(client or "")
+        self.notice(kind, prompt_id=prompt_id, client=client, who=who, data=told)
         if kind in _WORKSPACE_WIDE:
-            self.tell_workspace(kind, told, client)
+            self.tell_workspace(kind, told, client, who)
 
     # ---- flow: one slow reader may hold up its agent, a stalled one may not ---------------------
 
@@ -205,6 +240,7 @@ class SessionFeed(Feed):
     async def flow(self) -> None:
         """Return when no progressing subscriber is too far behind. Called by the agent's reader."""
         self._pausing = True
+        self.pauses += 1
         try:
             while self._blocker() is not None:
                 with trio.move_on_after(self._settings.stall_timeout):
@@ -253,7 +289,7 @@ class SessionFeed(Feed):
             sub.own_from = cursor  # what it missed is no history: its own words it has
         self.subs.add(sub)
         self.clients[client.id] = client
-        self.parties.join(client.client_id, client.origin)
+        self.parties.join(client.client_id, client.origin, client.identity)
         self.touch()
         return sub
 

@@ -11,6 +11,15 @@ from typing import Any
 from acp_gateway.wire.json_codec import JsonError, loads, valid_utf8
 
 
+def usage_in(line: bytes) -> Any:
+    """``_meta.usage`` of a ``session/update`` line; None where there is none."""
+    try:
+        update = loads(valid_utf8(line))["params"]["update"]
+        return update["_meta"]["usage"]
+    except (JsonError, KeyError, TypeError):
+        return None
+
+
 class SessionState:
     def __init__(self) -> None:
         self.modes: dict[str, Any] | None = None
@@ -103,6 +112,11 @@ class SessionState:
     def set_model(self, model_id: Any) -> None:
         if self.models is not None and isinstance(model_id, str):
             self.models["currentModelId"] = model_id
+
+    @property
+    def cost(self) -> Any:
+        """What the agent says that the session has cost so far (``usage_update``, ACP v1)."""
+        return None if self.usage is None else self.usage.get("cost")
 
     def as_result(self) -> dict[str, Any]:
         """The members that new, load and resume answer with."""

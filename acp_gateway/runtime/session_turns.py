@@ -13,8 +13,10 @@ from collections import deque
 from typing import Any, Final
 
 import trio
+from structlog.contextvars import bound_contextvars
 
 from acp_gateway.config import Settings
+from acp_gateway.core.identity import OPEN, Identity
 from acp_gateway.core.mediator import Settled
 from acp_gateway.core.mid_turn import MidTurnQueue
 from acp_gateway.core.turn_queue import Turn
@@ -22,9 +24,11 @@ from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
 from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.agent_rpc import Call
+from acp_gateway.runtime.ledger import Ledger
 from acp_gateway.runtime.permission_desk import PermissionDesk
 from acp_gateway.runtime.ring_budget import RingBudget
 from acp_gateway.runtime.session_feed import SessionFeed
+from acp_gateway.runtime.turn_trace import prompt_span, turn_ended, turn_ids, with_trace
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.wire.json_codec import loads
 
@@ -44,9 +48,12 @@ class SessionTurns(SessionFeed):
         settings: Settings,
         budget: RingBudget,
         desk: PermissionDesk,
+        ledger: Ledger | None = None,
     ) -> None:
         super().__init__(session_id, settings, budget)
         self.profile = profile
+        self.ledger = ledger or Ledger()
+        self._usage_in_chunks = profile.quirks.usage_in_chunks
         self.desk = desk
         self.prompted = False
         self.prompts = 0
@@ -82,6 +89,7 @@ class SessionTurns(SessionFeed):
         *,
         origin: str | None,
         client: str | None = None,
+        identity: Identity = OPEN,
         key: str | None = None,
         time_limit: float | None = None,
     ) -> Turn:
@@ -103,6 +111,7 @@ class SessionTurns(SessionFeed):
             params,
             origin=origin,
             client=client,
+            identity=identity,
             key=key,
             asked_at=time.time(),
             time_limit=min(limits, default=None),
@@ -110,6 +119,7 @@ class SessionTurns(SessionFeed):
         turn.waited = len(self.queue) > 0
         turn.watermark = self.ring.last_id
         self.queue.submit(turn, self.id)
+        turn.span = prompt_span(self, turn)
         self.prompted = True
         self.prompts += 1
         if self.first_words is None:
@@ -186,7 +196,8 @@ class SessionTurns(SessionFeed):
         while True:
             await self._turn_wakeup.wait()
             while (turn := self.queue.start_next()) is not None:
-                await self._run_turn(turn)
+                with bound_contextvars(**turn_ids(turn)):
+                    await self._run_turn(turn)
                 self._requeue_mid_turn()
 
     def _requeue_mid_turn(self) -> None:
@@ -204,6 +215,7 @@ class SessionTurns(SessionFeed):
 
     async def _run_turn(self, turn: Turn) -> None:
         turn.began_at = time.time()
+        self.ledger.turn_began(turn.began_at - turn.asked_at)
         turn.first_event = self.ring.last_id
         if turn.waited:
             self._queue_event("pending_prompt_started", turn, text=turn.text)
@@ -232,7 +244,8 @@ class SessionTurns(SessionFeed):
             replied.set()
 
         self._forwarded = True
-        call = host.call("session/prompt", self._for_agent(turn.params), reply)
+        params = with_trace(turn, qwen=self.profile.quirks.private_meta)
+        call = host.call("session/prompt", self._for_agent(params), reply)
         with trio.CancelScope() as scope:
             self._turn_scope = scope
             try:
@@ -292,6 +305,7 @@ class SessionTurns(SessionFeed):
         # Observers first: they tie the answer to this place in the ring, before turn_complete.
         if not self.queue.settle(turn, outcome):
             return
+        turn_ended(self, turn, outcome, flushed)
         self.touch()
         if running:
             # Nothing of this turn may be asked any more.
@@ -319,6 +333,7 @@ class SessionTurns(SessionFeed):
 
     def _turn_error(self, turn: Turn, message: str, code: str, kind: str | None = None) -> None:
         self.turn_failed = True
+        self._count(turn, None, error=kind or code)
         self._queue_event("turn_error", turn, message=message, code=code, errorKind=kind or code)
         self._terminal(turn, "error")
 
@@ -328,6 +343,7 @@ class SessionTurns(SessionFeed):
         result = result if isinstance(result, dict) else {}
         stop = result.get("stopReason")
         stop = stop if isinstance(stop, str) and stop else "end_turn"
+        self._count(turn, result, stop_reason=stop)
         extra: dict[str, Any] = {}
         meta = result.get("_meta")
         branch = meta.get("qwen.branchPoint") if isinstance(meta, dict) else None
@@ -341,6 +357,14 @@ class SessionTurns(SessionFeed):
             }
         self._queue_event("turn_complete", turn, stopReason=stop, **extra)
         self._terminal(turn, "cancelled" if stop == "cancelled" else "completed", stop)
+
+    def _count(self, turn: Turn, result: Any, **how: str) -> None:
+        ran = bool(turn.began_at)
+        seconds = time.time() - turn.began_at if ran else None
+        self.ledger.turn_ended(self.profile.name, seconds=seconds, **how)
+        if ran:
+            self.usage.cost_told(self.state.cost)
+            self.ledger.used(self.profile.name, self.usage.fold(result))
 
     def _terminal(self, turn: Turn, word: str, stop: str | None = None) -> None:
         self.terminals.append(

@@ -34,6 +34,8 @@ from acp_gateway.protocol.types import (
 from acp_gateway.runtime.agent_pool import AgentPool
 from acp_gateway.runtime.agent_profile import AgentProfile
 from acp_gateway.runtime.feed import Feed
+from acp_gateway.runtime.ledger import EventTotals, Ledger
+from acp_gateway.runtime.live_settings import LiveSettings
 from acp_gateway.runtime.parties import ClientIds
 from acp_gateway.runtime.permission_desk import PermissionDesk
 from acp_gateway.runtime.ring_budget import RingBudget
@@ -77,9 +79,12 @@ class SessionManager:
         self.workspace = workspace
         self.settings = settings
         self.draining = False
+        self.asks_for_token = False
+        """Clients come in with a token. Set by whoever lets them in."""
         self.desk = PermissionDesk(settings)
         self.client_ids = ClientIds()
         self._budget = RingBudget(settings.total_ring_bytes)
+        self.ledger = Ledger()
         self.feed = Feed("workspace", settings, self._budget)
         """What happens to the workspace as a whole, also while no session is open."""
         self._locks = locks
@@ -102,6 +107,35 @@ class SessionManager:
             while True:
                 await trio.sleep(REAP_INTERVAL)
                 self._reap()
+
+    @property
+    def shell_is_on(self) -> bool:
+        """May clients run commands? Only where somebody asks them who they are."""
+        settings = self.settings
+        return settings.enable_session_shell and (self.asks_for_token or settings.trust_loopback)
+
+    def follow(self, live: LiveSettings) -> None:
+        """Let everything below have changed settings."""
+        self.desk.follow(live)
+        self.pool.follow(live)
+        live.when_changed(("total_ring_bytes",), self._set_budget)
+        live.when_changed(("trust_workspace",), self._set_trust)
+
+    def _set_trust(self) -> None:
+        self.workspace.trusted = self.settings.trust_workspace
+
+    def _set_budget(self) -> None:
+        self._budget.max_bytes = self.settings.total_ring_bytes
+
+    def tell_everywhere(
+        self, kind: str, data: dict[str, Any], client: str | None, who: str | None = None
+    ) -> None:
+        """An event of the workspace, also on the streams of every live session."""
+        self._tell(kind, data, client, who)
+        for session in tuple(self.sessions.values()):
+            if not session.halted:
+                session.notice(kind, client=client, who=who, data=data)
+                session.wake()
 
     def _reap(self) -> None:
         now = trio.current_time()
@@ -313,7 +347,14 @@ class SessionManager:
 
     def _new(self, opening: Opening, profile: AgentProfile) -> Session:
         session = Session(
-            opening, profile, self.pool, self.settings, self._budget, self.workspace, self.desk
+            opening,
+            profile,
+            self.pool,
+            self.settings,
+            self._budget,
+            self.workspace,
+            self.desk,
+            self.ledger,
         )
         session.name_for = self._north_name
         session.tell_workspace = self._tell
@@ -329,6 +370,7 @@ class SessionManager:
 
             def started(self, value: Session) -> None:
                 manager.sessions[session.id] = session
+                manager.ledger.created.add(session.profile.name, session.opening.how)
                 try:
                     manager._locks.acquire(session.profile.name, session.agent_id)
                     locked.append(True)
@@ -342,6 +384,7 @@ class SessionManager:
         finally:
             if self.sessions.get(session.id) is session:
                 del self.sessions[session.id]
+                self.ledger.session_ended(session)
                 self.catalog.remember(session)
             session.let_go()
             if locked:
@@ -357,11 +400,11 @@ class SessionManager:
             "agent": session.profile.name,
             "createdAt": iso(session.created_at),
         }
-        self._tell("session_created", data, None)
+        self._tell("session_created", data, None, None)
 
-    def _tell(self, kind: str, data: dict[str, Any], client: str | None) -> None:
+    def _tell(self, kind: str, data: dict[str, Any], client: str | None, who: str | None) -> None:
         """An event of the workspace as a whole."""
-        self.feed.notice(kind, client=client, data=data)
+        self.feed.notice(kind, client=client, who=who, data=data)
         self.feed.wake()
 
     def _north_name(self, agent_id: str) -> str:
@@ -369,6 +412,19 @@ class SessionManager:
         if agent_id not in self.sessions:
             return agent_id
         return f"{agent_id}~{uuid.uuid4().hex[:8]}"
+
+    @property
+    def ring_bytes(self) -> int:
+        """Bytes of events that all rings keep."""
+        return self._budget.total
+
+    def event_totals(self) -> EventTotals:
+        """Of all sessions since the start, and of the workspace's own stream."""
+        totals = EventTotals()
+        totals.plus(self.ledger.events)
+        for feed in (self.feed, *self.sessions.values()):
+            totals.add(feed.ring)
+        return totals
 
     # ---- finding --------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import structlog
 
+from acp_gateway.runtime.child_environment import own_helpers
+
 _MAIN = Path(__file__).with_name("_watchdog_main.py")
 log = structlog.get_logger("acp_gateway.watchdog")
 
@@ -35,6 +37,7 @@ class Watchdog:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             close_fds=True,
+            env=own_helpers(os.environ),
         )
         if self._process.stdin is not None:
             os.set_blocking(self._process.stdin.fileno(), False)

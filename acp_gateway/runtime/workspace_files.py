@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import attrs
 import structlog
@@ -86,13 +86,29 @@ class Text:
     cursor: Cursor | None
     """Of the next page; None at the end."""
 
+    @property
+    def truncated(self) -> bool:
+        return self.cursor is not None
+
 
 @attrs.frozen(kw_only=True)
 class Bytes:
     path: Path
+    offset: int
     data: bytes
     size: int
     hash: str | None
+
+    @property
+    def truncated(self) -> bool:
+        return self.offset + len(self.data) < self.size
+
+
+class Status(NamedTuple):
+    """Of a file or directory, and where it is without links."""
+
+    path: Path
+    status: os.stat_result
 
 
 @contextmanager
@@ -247,6 +263,7 @@ def read_bytes(roots: Roots, path: PurePath, shown: str, *, offset: int, length:
         whole = offset == 0 and len(data) == status.st_size
         return Bytes(
             path=place.path,
+            offset=offset,
             data=data,
             size=status.st_size,
             hash=content_hash(data) if whole else None,
@@ -261,11 +278,11 @@ def kind_of(mode: int) -> Kind:
     return "symlink" if stat.S_ISLNK(mode) else "other"
 
 
-def status_of(roots: Roots, path: PurePath, shown: str) -> tuple[Path, os.stat_result]:
+def status_of(roots: Roots, path: PurePath, shown: str) -> Status:
     with failures(shown), place_of(path, roots) as place:
         if place.status is None:
             raise FileNotFoundError(errno.ENOENT, "missing")
-        return place.path, place.status
+        return Status(place.path, place.status)
 
 
 # ---- what an agent asks --------------------------------------------------------------------------

@@ -59,6 +59,8 @@ class Listing:
 
 @attrs.frozen(kw_only=True)
 class Found:
+    path: Path
+    """Below which they are."""
     paths: list[Path]
     """Without links, each once."""
     truncated: bool
@@ -274,4 +276,4 @@ def search(
     for segments in patterns:
         if segments:
             found.run(start, segments, shown)
-    return Found(paths=list(found.paths)[:most], truncated=found.is_full())
+    return Found(path=start, paths=list(found.paths)[:most], truncated=found.is_full())

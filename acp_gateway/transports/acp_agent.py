@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
+from acp_gateway.core.identity import OPEN, Identity, Scope
 from acp_gateway.core.resume import resync
 from acp_gateway.protocol.capabilities import initialize_result
 from acp_gateway.protocol.converter import read
@@ -36,8 +37,10 @@ from acp_gateway.runtime.session_control import (
     set_model,
 )
 from acp_gateway.runtime.sessions import OWN_ID, SessionManager, checked_session_id
+from acp_gateway.runtime.turn_trace import told_meta
 from acp_gateway.transports.connection import Connection, Context
 from acp_gateway.transports.outlets import resync_notice
+from acp_gateway.wire.json_codec import with_meta
 
 OWN_META = "acp_gateway"
 _WISHES = ("approvalMode", "modelServiceId")
@@ -63,6 +66,16 @@ def for_agent(params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
+def _to_attach(context: Context, params: dict[str, Any]) -> dict[str, Any]:
+    """What the agent is told of a load or resume. Who may only look names the session: servers,
+    directories and what else an agent might act on are for those who may have it work.
+    """
+    if context.connection.identity.may(Scope.PROMPT):
+        return for_agent(params)
+    named: dict[str, Any] = {"mcpServers": []}
+    return named | {name: params[name] for name in ("sessionId", "cwd") if name in params}
+
+
 def _resync(session: Session, last: int, epoch: Any) -> bytes:
     """Tells a client that its cursor is of no use: all of the history follows."""
     reason = "ring_evicted" if epoch == session.epoch else "epoch_reset"
@@ -75,7 +88,7 @@ was asked of others."""
 _ALL_METHODS = tuple(RPC)
 _OWN_METHODS = tuple(name for name, row in RPC.items() if not row.needs_agent)
 """Those that work with any agent."""
-Operations: TypeAlias = Callable[[str, Connection, dict[str, Any]], Awaitable[Any]]
+Operations: TypeAlias = Callable[[str, Context, dict[str, Any]], Awaitable[Any]]
 
 
 class AcpAgent:
@@ -125,7 +138,10 @@ class AcpAgent:
         key = own_meta(params).get("clientKey")
         if isinstance(key, str) and key:
             # Never another connection's id, which is its name only where no key is given.
-            connection.origin = "key:" + hashlib.sha256(key.encode(errors="replace")).hexdigest()
+            # Nor another identity's, whatever key that has.
+            party = connection.identity.party
+            own = key if party is None else f"{party} {key}"
+            connection.origin = "key:" + hashlib.sha256(own.encode(errors="replace")).hexdigest()
         handshake = await self._manager.pool.handshake(connection.profile)
         return initialize_result(
             handshake,
@@ -133,8 +149,16 @@ class AcpAgent:
             workspaces=tuple(str(root) for root in self._manager.workspace.roots),
             agents=tuple(self._manager.profiles),
             profile=connection.profile.name,
-            methods=_ALL_METHODS if connection.profile.quirks.private_meta else _OWN_METHODS,
+            methods=self._methods_for(connection.profile),
+            identity=connection.identity.to_dict(),
         )
+
+    def _methods_for(self, profile: AgentProfile) -> tuple[str, ...]:
+        """The ``_qwen/*`` methods to announce."""
+        methods = _ALL_METHODS if profile.quirks.private_meta else _OWN_METHODS
+        if self._manager.shell_is_on:
+            return methods
+        return tuple(each for each in methods if "session_shell_command" not in RPC[each].tags)
 
     async def authenticate(self, context: Context, params: dict[str, Any]) -> Any:
         shape = read(AuthenticateParams, params)
@@ -235,7 +259,8 @@ class AcpAgent:
     async def load(self, context: Context, params: dict[str, Any]) -> Any:
         read(LoadSessionParams, params)
         attached = params["sessionId"] in self._manager.sessions
-        session = await self._manager.open("load", for_agent(params), context.connection.profile)
+        asked = _to_attach(context, params)
+        session = await self._manager.open("load", asked, context.connection.profile)
         own = own_meta(params)
         last = own.get("lastEventId")
         ring = session.ring
@@ -251,13 +276,15 @@ class AcpAgent:
             context=context,
         )
         if isinstance(last, int) and not resumed:
+            ring.missed += 1
             sub.history.appendleft(_resync(session, last, own.get("epoch")))
         return self._opened(session, context.connection, resumed=resumed, attached=attached)
 
     async def resume(self, context: Context, params: dict[str, Any]) -> Any:
         read(ResumeSessionParams, params)
         attached = params["sessionId"] in self._manager.sessions
-        session = await self._manager.open("resume", for_agent(params), context.connection.profile)
+        asked = _to_attach(context, params)
+        session = await self._manager.open("resume", asked, context.connection.profile)
         context.connection.follow(session, history=False, context=context)
         return self._opened(session, context.connection, attached=attached)
 
@@ -298,7 +325,7 @@ class AcpAgent:
         ]
         if others or session.streams or len(session.parties) > 1:
             connection.leave(session.id)
-            if not session.parties.has(connection.client_id):
+            if not session.parties.has(connection.client_id, connection.identity):
                 session.desk.leave(session.id, connection.client_id)
         else:
             await session.close("client_close", client=connection.client_id)
@@ -334,6 +361,7 @@ class AcpAgent:
                 for_agent(params),
                 origin=context.connection.origin,
                 client=context.connection.client_id,
+                identity=context.connection.identity,
                 key=f"acp:{key}" if isinstance(key, str) else None,
             )
         except GatewayError as exc:
@@ -352,7 +380,7 @@ class AcpAgent:
         await Session.settled(turn)
         if isinstance(turn.outcome, GatewayError):
             raise turn.outcome
-        return turn.outcome
+        return with_meta(turn.outcome, told_meta(turn))
 
     async def cancel(self, context: Context, params: dict[str, Any]) -> Any:
         """``session/cancel`` is a notification; sent as a request it is answered."""
@@ -419,7 +447,7 @@ class AcpAgent:
             self._check_client(context, session_id, params)
             if row.access is not Access.READ and name not in _NO_ATTACH:
                 self.session_of(context, session_id)
-        return await self.operations(name, context.connection, params)
+        return await self.operations(name, context, params)
 
     def _check_client(self, context: Context, session_id: str, params: dict[str, Any]) -> None:
         """A client id in ``_meta`` must be the connection's own."""
@@ -427,7 +455,8 @@ class AcpAgent:
         named = meta.get("clientId") if isinstance(meta, dict) else None
         if isinstance(named, str):
             session = self._manager.get(session_id)
-            session.parties.check(named, context.connection.origin, session_id)
+            connection = context.connection
+            session.parties.check(named, connection.origin, session_id, connection.identity)
 
     async def extension(self, context: Context, params: dict[str, Any]) -> Any:
         """A method that begins with ``_``: the daemon's own, else the agent's of its session."""
@@ -455,8 +484,12 @@ class AcpAgent:
 class AcpConnection(Connection):
     """A connection whose prompts are admitted by an `AcpAgent`."""
 
-    def __init__(self, agent: AcpAgent, profile: Any, *, loopback: bool) -> None:
-        super().__init__(profile, agent.methods, agent.client_ids, loopback=loopback)
+    def __init__(
+        self, agent: AcpAgent, profile: Any, *, loopback: bool, identity: Identity = OPEN
+    ) -> None:
+        super().__init__(
+            profile, agent.methods, agent.client_ids, loopback=loopback, identity=identity
+        )
         self._agent = agent
 
     def admit_prompt(self, context: Context, params: dict[str, Any]) -> None:

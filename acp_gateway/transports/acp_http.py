@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import copy_context
 from typing import Any, Final
 
 import attrs
@@ -18,15 +19,19 @@ import trio
 
 from acp_gateway.core.envelope import NOTIFY
 from acp_gateway.core.event_ring import Framing
+from acp_gateway.core.identity import OPEN, Identity
 from acp_gateway.core.outlet import Outlet, Slot, Subscription
 from acp_gateway.core.resume import plan_replay
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.protocol.methods import METHODS
+from acp_gateway.runtime.keyring import Entry
+from acp_gateway.runtime.tracing import begin_task
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.transports.acp_agent import AcpConnection
 from acp_gateway.transports.connection import Context
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.outlets import Pump, sse_outlet, sse_records, sse_records_for_qwen
+from acp_gateway.transports.peer_stream import give_up_peer
 from acp_gateway.transports.sse_writer import Send, SseWriter
 from acp_gateway.wire.frames import SSE_KEEPALIVE, parse_last_event_id
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
@@ -82,6 +87,8 @@ class _Stream:
         self.wakeup = Wakeup()
         self.outlet = sse_outlet(self.wakeup, framing)
         self.reader: trio.CancelScope | None = None
+        self.context = copy_context()
+        """Of the reader's request."""
         self.unread_since = trio.current_time()
 
 
@@ -101,13 +108,16 @@ class HttpPeer(AcpConnection):
 
     kind = "http"
 
-    def __init__(self, hub: Hub, profile: Any, *, loopback: bool) -> None:
-        super().__init__(hub.agent, profile, loopback=loopback)
+    def __init__(
+        self, hub: Hub, profile: Any, *, loopback: bool, identity: Identity = OPEN
+    ) -> None:
+        super().__init__(hub.agent, profile, loopback=loopback, identity=identity)
         self.streams: dict[str | None, _Stream] = {None: _Stream()}
         self.ended = trio.Event()
         self.stream_ended = trio.Event()
         """Set and renewed whenever a stream has ended."""
         self.nursery: trio.Nursery | None = None
+        self.entry: Entry | None = None
         self.last_used = trio.current_time()
 
     def stream_of(self, session_id: str | None) -> _Stream:
@@ -133,11 +143,35 @@ class HttpPeer(AcpConnection):
         return not self.is_qwen_sdk or method in _QWEN_ON_SESSION
 
     def kick(self, code: int, reason: str) -> None:
+        self.overflowed = self.overflowed or code == 1013
         self.ended.set()
+
+    def revoke(self, reason: str, sentence: str) -> None:
+        super().revoke(reason, sentence)
+        self.ended.set()
+        for stream in self.streams.values():
+            if stream.reader is not None:
+                stream.reader.cancel()
+                if stream.outlet.blocked:
+                    # A write that is stuck would hold up the end.
+                    stream.context.run(give_up_peer)
+
+    def belongs_to(self, identity: Identity) -> bool:
+        """Is it the one who opened the connection? Its id alone opens nothing."""
+        mine = self.identity
+        return (mine.kind, mine.party, mine.scope) == (
+            identity.kind,
+            identity.party,
+            identity.scope,
+        )
 
     def spawn(self, context: Context) -> None:
         if self.nursery is not None:
             self.nursery.start_soon(self.serve, context)
+
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(stream.outlet.waiting_bytes for stream in self.streams.values())
 
     @property
     def streaming(self) -> bool:
@@ -182,6 +216,7 @@ class AcpHttp:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._keyring = hub.policy.keyring
         self._peers: dict[str, HttpPeer] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -194,6 +229,8 @@ class AcpHttp:
     async def _own(self, peer: HttpPeer, *, task_status: trio.TaskStatus[None]) -> None:
         """The life of one connection."""
         self._peers[peer.id] = peer
+        entry = peer.entry = self._keyring.hold(peer.identity, peer.revoke)
+        begin_task(connection=peer.label)
         try:
             async with trio.open_nursery() as nursery:
                 peer.nursery = nursery
@@ -201,9 +238,11 @@ class AcpHttp:
                 task_status.started()
                 await peer.ended.wait()
                 del self._peers[peer.id]  # nothing new is taken in
-                await peer.flush()
+                if not peer.revoked:
+                    await peer.flush()
                 nursery.cancel_scope.cancel()
         finally:
+            self._keyring.release(entry)
             peer.nursery = None
             self._peers.pop(peer.id, None)
             self._hub.remove(peer)
@@ -218,15 +257,27 @@ class AcpHttp:
             peer.forget_streams()
             idle = trio.current_time() - peer.last_used
             if not peer.streaming and idle > self._hub.settings.http_connection_idle:
-                log.info("connection_expired", connection=peer.id)
+                log.info("connection_expired", connection=peer.label)
                 peer.ended.set()
 
     # ---- POST -----------------------------------------------------------------------------------
 
     async def post(
-        self, path: str, headers: Mapping[str, str], body: bytes, *, loopback: bool
+        self,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        loopback: bool,
+        caller: str,
+        identity: Identity = OPEN,
     ) -> Answer:
-        """One message of a client. Header names are in lower case."""
+        """One message of a client. Header names are in lower case; ``caller``: see `Connection`.
+
+        Raises ``auth_required``.
+        """
+        # The body may have taken its time.
+        self._keyring.check(identity)
         profile = self._hub.profile_at(path)
         if profile is None:
             return plain_error(404, "not_found", f"There is no agent at {path}")
@@ -240,7 +291,7 @@ class AcpHttp:
             return parsed
         message = parsed
         if isinstance(message, Request) and message.method == "initialize":
-            return await self._initialize(profile, message, loopback)
+            return await self._initialize(profile, message, loopback, caller, identity)
         id = message.id if isinstance(message, Request) else None
         connection_id = headers.get("acp-connection-id")
         if not connection_id:
@@ -250,11 +301,11 @@ class AcpHttp:
                 remedy="initialize first and send the Acp-Connection-Id of its answer",
             )
             return error_answer(error, id)
-        peer = self._peers.get(connection_id)
+        peer = self._peer(connection_id, identity)
         if peer is None:
             return error_answer(_unknown_connection(), id)
         peer.last_used = trio.current_time()
-        peer.loopback = loopback
+        peer.loopback, peer.caller = loopback, caller
         mismatch = self._session_header(message, headers.get("acp-session-id"))
         if mismatch is not None:
             return error_answer(mismatch, id)
@@ -303,12 +354,26 @@ class AcpHttp:
             )
         return None
 
-    async def _initialize(self, profile: Any, request: Request, loopback: bool) -> Answer:
+    def _peer(self, connection_id: str, identity: Identity) -> HttpPeer | None:
+        """The connection, if it is this one's; a newer token of its party keeps it open."""
+        peer = self._peers.get(connection_id)
+        if peer is None or not peer.belongs_to(identity):
+            return None
+        before, after = peer.identity.expires_at, identity.expires_at
+        if before is not None and after is not None and before < after and peer.entry is not None:
+            peer.identity = identity
+            self._keyring.renewed(peer.entry, identity)
+        return peer
+
+    async def _initialize(
+        self, profile: Any, request: Request, loopback: bool, caller: str, identity: Identity
+    ) -> Answer:
         refusal = self._hub.admit()
         if refusal is not None:
             return error_answer(refusal, request.id)
         assert self._nursery is not None
-        peer = HttpPeer(self._hub, profile, loopback=loopback)
+        peer = HttpPeer(self._hub, profile, loopback=loopback, identity=identity)
+        peer.caller = caller
         peer.greeted = True
         self._hub.add(peer)  # counted before anything is awaited
         await self._nursery.start(self._own, peer)
@@ -327,13 +392,13 @@ class AcpHttp:
 
     # ---- DELETE ---------------------------------------------------------------------------------
 
-    def delete(self, path: str, headers: Mapping[str, str]) -> Answer:
+    def delete(self, path: str, headers: Mapping[str, str], identity: Identity = OPEN) -> Answer:
         """End the connection; its sessions linger and can be loaded again."""
         connection_id = headers.get("acp-connection-id")
         if not connection_id:
             error = GatewayError(ErrorKind.INVALID_REQUEST, "Missing Acp-Connection-Id")
             return error_answer(error)
-        peer = self._peers.get(connection_id)
+        peer = self._peer(connection_id, identity)
         if peer is None:
             return error_answer(_unknown_connection())
         peer.ended.set()
@@ -341,7 +406,9 @@ class AcpHttp:
 
     # ---- GET ------------------------------------------------------------------------------------
 
-    async def stream(self, headers: Mapping[str, str], send: Send) -> Answer | None:
+    async def stream(
+        self, headers: Mapping[str, str], send: Send, identity: Identity = OPEN
+    ) -> Answer | None:
         """Serve a stream until it ends, or the refusal to send instead."""
         accept = headers.get("accept", "")
         if "text/event-stream" not in accept.lower():
@@ -354,7 +421,7 @@ class AcpHttp:
                 "Missing Acp-Connection-Id",
                 "POST an initialize request first; for a WebSocket send an Upgrade",
             )
-        peer = self._peers.get(connection_id)
+        peer = self._peer(connection_id, identity)
         if peer is None:
             return error_answer(_unknown_connection())
         session_id = headers.get("acp-session-id") or None
@@ -370,6 +437,7 @@ class AcpHttp:
         if stream.reader is not None:
             stream.reader.cancel()  # the newest reader wins: it is a reconnect
         scope = stream.reader = trio.CancelScope()
+        stream.context = copy_context()
         if session_id is not None:
             self._first_reading(peer, session_id)
         # From here on the ring waits for this reader.
@@ -384,6 +452,7 @@ class AcpHttp:
             lambda: self._drained(peer, session_id),
             stall=self._hub.settings.stall_timeout,
             finished=peer.ended.is_set,
+            slow=self._hub.traffic.slow,
         )
         writer.moved = pump.moved
 
@@ -403,7 +472,8 @@ class AcpHttp:
                     stream.wakeup.set()
                     await trio.sleep_forever()
         except* trio.TooSlowError:
-            log.info("stream_evicted", connection=peer.id, session_id=session_id)
+            self._hub.traffic.stalled()
+            log.info("stream_evicted", connection=peer.label, session_id=session_id)
         finally:
             if stream.reader is scope:
                 stream.reader = None
@@ -461,6 +531,7 @@ class AcpHttp:
             _tell(outlet, sub, "replay_complete", plan.complete, plan.stop)
             return
         outlet.rewind(sub, plan.start)
+        self._hub.traffic.replayed(plan.resync, plan.cut)
         if plan.resync is not None:
             _tell(outlet, sub, "state_resync_required", plan.resync, plan.start)
         _tell(outlet, sub, "replay_complete", plan.complete, plan.stop)

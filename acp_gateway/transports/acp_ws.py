@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import trio
+from structlog.contextvars import bind_contextvars
 from trio_websocket import (
     ConnectionClosed,
     WebSocketConnection,
@@ -20,12 +21,22 @@ from trio_websocket import (
     wrap_server_stream,
 )
 
+from acp_gateway.config_access import UNIX_PEER
+from acp_gateway.core.identity import OPEN, Identity
 from acp_gateway.core.outlet import Outlet
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.transports.acp_agent import AcpConnection, own_meta
+from acp_gateway.transports.client_address import caller_key, client_of
 from acp_gateway.transports.connection import Context
-from acp_gateway.transports.guards import Head, decide, is_loopback_address, subprotocol
+from acp_gateway.transports.guards import (
+    Head,
+    bad_head,
+    decide,
+    identity_of,
+    renew_keys,
+    subprotocol,
+)
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.keep_alive import KeepAlive
 from acp_gateway.transports.outlets import Pump, cursor_line, ws_outlet
@@ -45,9 +56,12 @@ log = structlog.get_logger("acp_gateway.ws")
 RECEIVE_BYTES: Final = 64 * 1024
 QUEUED_MESSAGES: Final = 8
 PING_FRAME: Final = b"\x89\x00"
-HANDSHAKE_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 5.0
+REVOKED_TIMEOUT: Final = 0.5
 _VIOLATIONS: Final = frozenset({1002, 1003, 1007, 1009})
+
+
+Take = Callable[[str, Any, Callable[[Context], None]], None]
 
 
 class WebSocketPeer(AcpConnection):
@@ -61,10 +75,11 @@ class WebSocketPeer(AcpConnection):
         profile: object,
         *,
         loopback: bool,
+        identity: Identity = OPEN,
         framed: _ClosingStream | None = None,
         scope: trio.CancelScope | None = None,
     ) -> None:
-        super().__init__(hub.agent, profile, loopback=loopback)
+        super().__init__(hub.agent, profile, loopback=loopback, identity=identity)
         self.framed = framed
         self._patience = hub.patience
         self.wakeup = Wakeup()
@@ -78,17 +93,35 @@ class WebSocketPeer(AcpConnection):
             self.kick(1013, "Resource limit")
         return self.outlet
 
+    @property
+    def waiting_bytes(self) -> int:
+        return self.outlet.waiting_bytes
+
     def drained(self) -> None:
         """A batch was collected: sessions that paused their agent may go on."""
         for session in self.attached:
             session.drained()
 
     def kick(self, code: int, reason: str) -> None:
+        self.overflowed = self.overflowed or code == 1013
         if self.kicked is None:
             self.kicked = (code, reason)
             # What is queued (the answer that tells why) goes out first, if the peer takes it.
             self.scope.deadline = trio.current_time() + CLOSE_TIMEOUT
             self.wakeup.set()
+
+    def revoke(self, reason: str, sentence: str) -> None:
+        super().revoke(reason, sentence)
+        self.kicked = (1008, sentence)
+        if self.outlet.blocked and self.framed is not None:
+            # In the middle of a frame that it does not take: there is no room for a goodbye.
+            self.framed.give_up()
+        self.scope.cancel()
+
+    @property
+    def patience(self) -> float:
+        """Seconds that it gets to take the close frame and to answer it."""
+        return REVOKED_TIMEOUT if self.revoked else CLOSE_TIMEOUT
 
     def is_kicked(self) -> bool:
         return self.kicked is not None
@@ -171,7 +204,7 @@ async def serve_websocket(stream: PeerStream, hub: Hub) -> None:
     """Serve one WebSocket until it ends. Closes the stream."""
     framed = _ClosingStream(stream)
     scope = trio.CancelScope()
-    hub.patience.wait_for(framed, HANDSHAKE_TIMEOUT, scope.cancel)
+    hub.patience.wait_for(framed, hub.settings.header_timeout, scope.cancel)
     try:
         async with trio.open_nursery() as nursery:
             with scope:
@@ -182,7 +215,7 @@ async def serve_websocket(stream: PeerStream, hub: Hub) -> None:
                     max_message_size=hub.settings.max_message_bytes,
                     receive_buffer_size=RECEIVE_BYTES,
                 )
-                peer = _peer_for(request, hub, framed, scope)
+                peer = await _peer_for(request, hub, framed, scope)
                 if isinstance(peer, WebSocketPeer):
                     await _serve(request, peer, hub, nursery)
                 else:
@@ -194,7 +227,7 @@ async def serve_websocket(stream: PeerStream, hub: Hub) -> None:
         hub.patience.over(framed)
 
 
-def _peer_for(
+async def _peer_for(
     request: WebSocketRequest, hub: Hub, framed: _ClosingStream, scope: trio.CancelScope
 ) -> WebSocketPeer | GatewayError:
     """The connection that this handshake opens, or why it must not."""
@@ -205,8 +238,18 @@ def _peer_for(
     headers.setdefault("sec-websocket-protocol", ",".join(request.proposed_subprotocols))
     headers.setdefault("host", request._event.host)
     path, _, query = request.path.partition("?")
-    refusal = decide(Head("GET", path, query, headers, upgrade=True), hub.policy)
+    path = hub.policy.route(path)
+    peer_host = framed.stream.peer_host
+    client = client_of(peer_host, headers, request.headers, hub.proxies)
+    unix = peer_host == UNIX_PEER
+    head = Head("GET", path, query, headers, upgrade=True, site=client.site, unix=unix)
+    limit = hub.settings.max_header_bytes
+    refusal = bad_head(len(request.path), request.headers, limit)
+    if refusal is None:
+        await renew_keys(head, hub.policy)
+        refusal = decide(head, hub.policy)
     if refusal is not None:
+        hub.traffic.refuse(refusal)
         return refusal
     profile = hub.profile_at(path)
     if profile is None:
@@ -218,8 +261,12 @@ def _peer_for(
     refusal = hub.admit()
     if refusal is not None:
         return refusal
-    loopback = is_loopback_address(framed.stream.peer_host)
-    return WebSocketPeer(hub, profile, loopback=loopback, framed=framed, scope=scope)
+    identity = identity_of(head, hub.policy)
+    peer = WebSocketPeer(
+        hub, profile, loopback=client.local, identity=identity, framed=framed, scope=scope
+    )
+    peer.caller = caller_key(client.address, identity.party)
+    return peer
 
 
 async def _refuse(request: WebSocketRequest, refusal: GatewayError) -> None:
@@ -235,6 +282,7 @@ async def _serve(
 ) -> None:
     framed = peer.framed
     assert framed is not None
+    bind_contextvars(connection=peer.label)
     pump = Pump(
         peer.outlet,
         peer.wakeup,
@@ -243,9 +291,15 @@ async def _serve(
         stall=hub.settings.stall_timeout,
         finished=peer.is_kicked,
         direct=framed.stream,
+        slow=hub.traffic.slow,
     )
     framed.stream.on_progress = pump.moved
     pumping = trio.CancelScope()
+    handle: Take = handle_text
+    if hub.wire is not None:
+        from acp_gateway.transports.wire_tap import traced_socket
+
+        handle = traced_socket(hub.wire, peer, request, handle_text)
 
     async def write() -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError), pumping:
@@ -253,6 +307,7 @@ async def _serve(
         peer.scope.cancel()
 
     hub.add(peer)
+    entry = hub.policy.keyring.hold(peer.identity, peer.revoke)
     try:
         framed.socket = socket = await request.accept(
             subprotocol=subprotocol(request.proposed_subprotocols),
@@ -262,8 +317,9 @@ async def _serve(
         hub.keep_alive.heard(framed)
         peer.await_initialize(hub)
         nursery.start_soon(write)
-        await _read(socket, peer, lambda context: nursery.start_soon(peer.serve, context))
+        await _read(socket, peer, handle, lambda context: nursery.start_soon(peer.serve, context))
     finally:
+        hub.policy.keyring.release(entry)
         framed.keep_alive = None
         hub.keep_alive.forget(framed)
         if framed.socket is None or framed.socket.closed is not None:
@@ -272,7 +328,7 @@ async def _serve(
             pumping.cancel()
             peer.drop_requests()
             with (
-                trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT),
+                trio.CancelScope(shield=True, deadline=trio.current_time() + peer.patience),
                 suppress(ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError),
             ):
                 await framed.socket.aclose(*peer.farewell())
@@ -281,7 +337,10 @@ async def _serve(
 
 
 async def _read(
-    socket: WebSocketConnection, peer: WebSocketPeer, spawn: Callable[[Context], None]
+    socket: WebSocketConnection,
+    peer: WebSocketPeer,
+    handle: Take,
+    spawn: Callable[[Context], None],
 ) -> None:
     while True:
         try:
@@ -289,7 +348,7 @@ async def _read(
         except ConnectionClosed:
             return
         if isinstance(data, str):  # binary frames are ignored (remote transport RFD)
-            handle_text(data, peer, spawn)
+            handle(data, peer, spawn)
 
 
 def handle_text(data: str, peer: WebSocketPeer, spawn: Callable[[Context], None]) -> None:

@@ -9,14 +9,16 @@ from typing import Any
 
 import trio
 
+from acp_gateway.core.identity import Identity
 from acp_gateway.transports.acp_ws import WebSocketPeer, handle_text
-from acp_gateway.transports.guards import is_loopback_address, subprotocol
+from acp_gateway.transports.client_address import CLIENT, caller_key
+from acp_gateway.transports.guards import subprotocol
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.outlets import Pump, bare_outlet
 from acp_gateway.wire.json_codec import dumps
 
 
-async def serve_fallback(socket: Any, hub: Hub) -> None:
+async def serve_fallback(socket: Any, hub: Hub, identity: Identity) -> None:
     """``socket`` is Quart's websocket of the current request; the guards have let it in."""
     profile = hub.profile_at(socket.path)
     refusal = hub.admit()
@@ -24,15 +26,16 @@ async def serve_fallback(socket: Any, hub: Hub) -> None:
         status, body = (404, {"error": "not found"}) if refusal is None else refusal.to_http()
         await socket.send_denial(status, dumps(body))
         return
-    peer = WebSocketPeer(
-        hub, profile, loopback=is_loopback_address((socket.scope.get("client") or (None,))[0])
-    )
+    client = socket.scope["extensions"][CLIENT]
+    peer = WebSocketPeer(hub, profile, loopback=client.local, identity=identity)
+    peer.caller = caller_key(client.address, identity.party)
     peer.outlet = bare_outlet(peer.wakeup)
     await socket.accept(
         headers={"Acp-Connection-Id": peer.id},
         subprotocol=subprotocol(socket.requested_subprotocols),
     )
     hub.add(peer)
+    entry = hub.policy.keyring.hold(identity, peer.revoke)
 
     async def send(parts: Sequence[bytes]) -> None:
         for line in b"".join(parts).split(b"\n"):
@@ -49,6 +52,7 @@ async def serve_fallback(socket: Any, hub: Hub) -> None:
         peer.drained,
         stall=hub.settings.stall_timeout,
         finished=peer.is_kicked,
+        slow=hub.traffic.slow,
     )
     peer.await_initialize(hub)
     try:
@@ -65,6 +69,7 @@ async def serve_fallback(socket: Any, hub: Hub) -> None:
                     if isinstance(data, str):
                         handle_text(data, peer, lambda c: nursery.start_soon(peer.serve, c))
     finally:
+        hub.policy.keyring.release(entry)
         hub.patience.over(peer)
         hub.remove(peer)
         with trio.CancelScope(shield=True), trio.move_on_after(hub.settings.stall_timeout):

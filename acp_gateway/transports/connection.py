@@ -7,6 +7,7 @@ handles go; turns, sessions and open questions stay.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable
 from typing import Any, Final
@@ -15,10 +16,13 @@ import attrs
 import structlog
 import trio
 
+from acp_gateway.core.identity import OPEN, Identity, Scope, required_by_acp
 from acp_gateway.core.mediator import Question, Voter
 from acp_gateway.core.outlet import Outlet, Slot, Subscription
+from acp_gateway.core.tally import Histograms
 from acp_gateway.core.turn_queue import Turn
 from acp_gateway.protocol.errors import AgentError, ErrorKind, GatewayError
+from acp_gateway.protocol.extensions import RPC
 from acp_gateway.protocol.methods import METHODS
 from acp_gateway.protocol.types import ClientCapabilities
 from acp_gateway.runtime.agent_profile import AgentProfile
@@ -26,6 +30,8 @@ from acp_gateway.runtime.parties import ClientIds
 from acp_gateway.runtime.rpc import MethodTable, dispatch
 from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.session_feed import ClientGone
+from acp_gateway.runtime.tracing import Span, begin, current, finish, parent_for, text, tracing
+from acp_gateway.transports.rate_limits import RateLimits
 from acp_gateway.wire.jsonrpc import (
     JsonId,
     Message,
@@ -41,6 +47,13 @@ log = structlog.get_logger("acp_gateway.connection")
 
 MAX_IN_FLIGHT: Final = 256
 QWEN_CLIENT: Final = "qwen-code-sdk"
+_COUNTED: Final = frozenset((*METHODS, *RPC))
+"""Methods that are told by name in the figures; any other is ``other``."""
+
+
+def connection_label(id: str) -> str:
+    """Its name in logs and in the status: over HTTP the id is all that a client shows of itself."""
+    return hashlib.sha256(id.encode(errors="replace")).hexdigest()[:12]
 
 
 class Context:
@@ -55,11 +68,14 @@ class Context:
         self.session: Session | None = None
         self.turn: Turn | None = None
         self.refusal: GatewayError | None = None
-        """Why a prompt was not admitted."""
+        """Why it is not served: a prompt that was not admitted, a token that is not enough, or
+        a caller that has to wait."""
         self.direct = False
         """The answer is `payload`, for who waits for `over`; it is sent on no stream."""
         self.payload: bytes | None = None
         self.over = trio.Event()
+        self.taken_back = False
+        """The client does not want it any more; else it is cancelled when the connection ends."""
 
     def place(self, session: Session) -> None:
         """Let the answer take its place among the session's events on this connection."""
@@ -93,13 +109,27 @@ class Connection:
     kind = "?"
 
     def __init__(
-        self, profile: AgentProfile, methods: MethodTable, ids: ClientIds, *, loopback: bool
+        self,
+        profile: AgentProfile,
+        methods: MethodTable,
+        ids: ClientIds,
+        *,
+        loopback: bool,
+        identity: Identity = OPEN,
     ) -> None:
         self.id = str(uuid.uuid4())
+        self.label = connection_label(self.id)
+        self.began = trio.current_time()
         self.origin = self.id
         """Whose prompts these are; a client that names itself keeps it over its connections."""
         self.loopback = loopback
-        """The peer is on this machine, by its socket's address."""
+        """The peer is a program of this machine (`client_address`)."""
+        self.identity = identity
+        """Whose token it came in with."""
+        self.caller = ""
+        """Whose requests these are, for the rate limits."""
+        self.limits: RateLimits | None = None
+        self.max_in_flight = MAX_IN_FLIGHT
         self._ids = ids
         self.profile = profile
         self.greeted = False
@@ -109,6 +139,12 @@ class Connection:
         self.client_name: str | None = None
         self.subs: dict[str, Subscription] = {}
         self.closed = False
+        self.revoked = False
+        """Its token has ended."""
+        self.overflowed = False
+        """It was ended because too much waited for it."""
+        self.request_seconds: Histograms | None = None
+        """(method,): what its requests took; set by the hub."""
         self._methods = methods
         self._sessions: dict[str, Session] = {}
         self._asked: dict[str, _Asked] = {}
@@ -134,6 +170,14 @@ class Connection:
         """End the connection; the code is WebSocket's (RFC 6455 §7.4)."""
         raise NotImplementedError
 
+    def revoke(self, reason: str, sentence: str) -> None:
+        """Its token has ended: from now on it is neither heard nor told anything. The transport
+        closes it at once, without what is queued."""
+        self.revoked = True
+        log.info("token_ended", connection=self.id, identity=self.identity.name, reason=reason)
+        self.drop_requests()
+        self.release()
+
     def give_way(self) -> bool:
         """End, if its client seems to be gone; True when it did."""
         return False
@@ -142,6 +186,8 @@ class Connection:
 
     def receive(self, message: Message, spawn: Callable[[Context], None]) -> None:
         """One message of the client. ``spawn`` starts `serve` for a request in its own task."""
+        if self.revoked:
+            return
         if isinstance(message, Request):
             self._receive_request(message, spawn)
         elif isinstance(message, Response):
@@ -150,23 +196,39 @@ class Connection:
             self._receive_notification(message)
 
     def _receive_request(self, request: Request, spawn: Callable[[Context], None]) -> None:
-        if self._requests >= MAX_IN_FLIGHT:
+        limit = self.max_in_flight
+        if self._requests >= limit:
             error = GatewayError(
                 ErrorKind.REQUEST_LIMIT,
-                f"{MAX_IN_FLIGHT} requests are in flight on this connection",
+                f"{limit} requests are in flight on this connection",
                 remedy="wait for answers before sending more",
-                limit=MAX_IN_FLIGHT,
+                limit=limit,
             )
             self.outlet_of(None).send(error_bytes(request.id, error.to_jsonrpc()))
             return
         context = Context(self, request)
         self._requests += 1
         self._in_flight[request.id] = context
-        if request.method == "session/prompt" and isinstance(request.params, dict):
+        context.refusal = self._refused(request.method)
+        if context.refusal is not None:
+            pass  # answered where the answer was to come
+        elif request.method == "session/prompt" and isinstance(request.params, dict):
             # Admitted here and now, so that prompts keep the order in which they were sent and a
             # cancel behind one finds it.
             self.admit_prompt(context, request.params)
         spawn(context)
+
+    def _refused(self, method: str) -> GatewayError | None:
+        """Why a request is not served at all: too many of them, or a token that is not enough."""
+        refusal = None
+        if self.limits is not None:
+            refusal = self.limits.refuse_method(method, self.caller)
+        if refusal is None:
+            try:
+                self.identity.demand(required_by_acp(method))
+            except GatewayError as exc:
+                return exc
+        return refusal
 
     def admit_prompt(self, context: Context, params: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -178,9 +240,13 @@ class Connection:
     async def serve(self, context: Context) -> None:
         """Run one request and send its answer. Runs in a task of the connection's nursery."""
         request = context.request
+        began = trio.current_time()
         try:
             self._answer(context, await self.answer_to(context))
         finally:
+            if self.request_seconds is not None:
+                method = request.method if request.method in _COUNTED else "other"
+                self.request_seconds.observe(trio.current_time() - began, method)
             self._requests -= 1
             if self._in_flight.get(request.id) is context:
                 del self._in_flight[request.id]
@@ -194,10 +260,39 @@ class Connection:
 
     async def answer_to(self, context: Context) -> bytes:
         """The response to a request; -32800 when the client took it back."""
+        span = self._span_of(context.request)
         with context.scope:
-            return await dispatch(self._methods, context, context.request)
+            if context.refusal is not None:
+                return error_bytes(context.request.id, context.refusal.to_jsonrpc())
+            try:
+                return await dispatch(self._methods, context, context.request)
+            finally:
+                finish(span)
         error = GatewayError(ErrorKind.REQUEST_CANCELLED, "The request was cancelled")
         return error_bytes(context.request.id, error.to_jsonrpc())
+
+    def _span_of(self, request: Request) -> Span | None:
+        """Of a request that does not come over HTTP, which has its span, and is no prompt, which
+        has its turn's. In the request's own task: what it starts is a child."""
+        params = request.params
+        meta = params.get("_meta") if isinstance(params, dict) else None
+        if request.method == "session/prompt" or not (tracing.on or meta is not None):
+            return None
+        parent = parent_for(meta)
+        if isinstance(current.get(), Span):
+            return None
+        span = begin(
+            "acp_gateway.request",
+            parent,
+            **{
+                "rpc.system": "jsonrpc",
+                "rpc.method": text(request.method),
+                "acp_gateway.transport": self.kind,
+                "acp_gateway.connection": self.label,
+            },
+        )
+        current.set(span or parent)
+        return span
 
     def _answer(self, context: Context, payload: bytes) -> None:
         if context.direct:
@@ -231,7 +326,8 @@ class Connection:
         asked.response = response
         asked.done.set()
         question = asked.question
-        if question is not None and response.error is None:
+        heard = self.identity.may(required_by_acp("session/request_permission"))
+        if question is not None and response.error is None and heard:
             # An error or a malformed answer abstains: it never cancels for the others.
             asked.session.desk.vote(
                 asked.session.id, question.request_id, response.result, self.voter
@@ -242,9 +338,13 @@ class Connection:
         if message.method == "$/cancel_request":
             self._cancel_request(params.get("requestId"))
             return
+        if not self.identity.may(required_by_acp(message.method)):
+            return  # nobody waits for an answer to a notification
         if message.method == "session/cancel":
             self.cancel_turns(params)
             return
+        if self.limits is not None and self.limits.refuse_method(message.method, self.caller):
+            return  # nobody waits for an answer
         session = self._notified_session(message.method, params)
         if session is None:
             return
@@ -267,6 +367,7 @@ class Connection:
         if context.turn is not None and context.session is not None:
             context.session.cancel_turn(context.turn)
         else:
+            context.taken_back = True
             context.scope.cancel()
 
     # ---- sessions -------------------------------------------------------------------------------
@@ -339,6 +440,16 @@ class Connection:
         )
 
     @property
+    def asked_count(self) -> int:
+        """Requests to this client that it has not answered."""
+        return len(self._asked)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What waits for this client outside the rings."""
+        return 0
+
+    @property
     def attached(self) -> tuple[Session, ...]:
         return tuple(self._sessions.values())
 
@@ -368,7 +479,12 @@ class Connection:
 
     @property
     def voter(self) -> Voter:
-        return Voter(client_id=self.client_id, loopback=self.loopback)
+        return Voter(
+            client_id=self.client_id,
+            loopback=self.loopback,
+            name=self.identity.name,
+            party=self.identity.party,
+        )
 
     @property
     def reads_files(self) -> bool:
@@ -379,7 +495,7 @@ class Connection:
         return self.capabilities.fs.write_text_file
 
     def ask(self, session: Session, question: Question) -> None:
-        if session.desk.may_vote(question, self.voter):
+        if self.identity.may(Scope.APPROVE) and session.desk.may_vote(question, self.voter):
             self._request(session, "session/request_permission", question.params, question)
 
     def _request(

@@ -11,18 +11,27 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 import attrs
 
+from acp_gateway.config_access import ANY_ORIGIN, UNIX_PEER, PublicUrl
+from acp_gateway.core.identity import DAEMON, NOBODY, OPEN, Identity
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.runtime.keyring import Keyring
 
 BEARER_SUBPROTOCOL: Final = "qwen-bearer."
-OPEN_PATHS: Final = frozenset({"/health", "/readyz"})
-"""Answered without a token: they say nothing but that the gateway is there."""
+FORWARDING: Final = frozenset(
+    {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
+)
+"""Headers that only a proxy has reason to send."""
+OPEN_PATHS: Final = frozenset({"/health", "/readyz", "/pair"})
+"""Answered without a token: two say nothing but that the gateway is there, one gives a token for a
+code."""
+_ONCE: Final = frozenset({b"host", b"origin", b"authorization"})
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal")
 
 
@@ -35,6 +44,11 @@ class Head:
     query: str
     headers: Mapping[str, str]
     upgrade: bool = False
+    site: str | None = None
+    """``scheme://host`` that a trusted proxy was asked for (`client_address`)."""
+    unix: bool = False
+    """It came over a Unix socket: no name was looked up to get there, so `Host` says nothing,
+    unless a proxy passed it on."""
 
 
 @attrs.frozen
@@ -46,7 +60,15 @@ class Policy:
     """Bound to loopback only: Host and Origin must be loopback names too (DNS rebinding)."""
     bound_host: str
     token_digest: bytes | None = attrs.field(default=None, repr=False)
+    more_ports: tuple[int, ...] = ()
+    """Where it listens besides `port`."""
+    """Of the daemon's own token; None: nobody needs one."""
+    keyring: Keyring = attrs.field(factory=lambda: Keyring(None), repr=False)
+    """All other tokens."""
     allow_origin: frozenset[str] = frozenset()
+    """``*``: any."""
+    public: PublicUrl | None = None
+    """Where a proxy serves this daemon: one more Host, Origin and base path."""
 
     names: frozenset[str] = attrs.field(init=False)
     """By which a gateway on loopback may be called."""
@@ -60,8 +82,19 @@ class Policy:
 
     @hosts.default
     def _hosts(self) -> frozenset[str]:
-        bare = self.names if self.port in (80, 443) else ()
-        return frozenset((*(f"{name}:{self.port}" for name in self.names), *bare))
+        ports = (self.port, *self.more_ports)
+        bare = self.names if {80, 443}.intersection(ports) else ()
+        public = () if self.public is None else self.public.hosts
+        named = (f"{name}:{port}" for name in self.names for port in ports)
+        return frozenset((*named, *bare, *public))
+
+    def route(self, path: str) -> str:
+        """``path`` without the base path of the public URL, which every route answers below too."""
+        base = "" if self.public is None else self.public.base
+        if not base or not path.startswith(base):
+            return path
+        rest = path[len(base) :]
+        return rest if rest.startswith("/") else path if rest else "/"
 
 
 def token_digest(token: str) -> bytes:
@@ -85,6 +118,35 @@ def is_preflight(head: Head) -> bool:
     )
 
 
+def bad_head(
+    target: int, headers: Sequence[tuple[bytes, bytes]], limit: int
+) -> GatewayError | None:
+    """Is it too large, or does it say a thing twice that decides?
+
+    The parsers stop an endless head; this holds the limit for all of them alike. Of two values a
+    proxy and this daemon might each take another. ``target`` is the length of path and query.
+    """
+    size, once = target, 0
+    for name, value in headers:
+        size += len(name) + len(value)
+        if name in _ONCE or name.lower() in _ONCE:
+            once += 1
+    if size > limit:
+        return GatewayError(
+            ErrorKind.HEADERS_TOO_LARGE,
+            f"The head of the request is too large (max {limit} bytes)",
+            remedy="send less, or raise max_header_bytes",
+            limit=limit,
+        )
+    if once > 1 and once != len({name.lower() for name, _ in headers} & _ONCE):
+        return GatewayError(
+            ErrorKind.INVALID_REQUEST,
+            "A header that may stand once came twice",
+            remedy="send Host, Origin and Authorization once",
+        )
+    return None
+
+
 class Refused(GatewayError):
     """403: the request came from where it must not."""
 
@@ -94,9 +156,14 @@ class Refused(GatewayError):
 
 
 def _host(head: Head, policy: Policy) -> GatewayError | None:
-    if not policy.loopback:
+    if (head.unix and FORWARDING.isdisjoint(head.headers)) or not policy.loopback:
         return None
-    if head.headers.get("host", "").lower() in policy.hosts:
+    # A page that names another host can make its browser send X-Forwarded-Host as well: what a
+    # proxy says of the host never makes a wrong one right.
+    site = None if head.site is None else head.site.partition("://")[2]
+    if head.headers.get("host", "").lower() in policy.hosts and (
+        site is None or site in policy.hosts or f"{site}:{policy.port}" in policy.hosts
+    ):
         return None
     return Refused(
         ErrorKind.INVALID_REQUEST,
@@ -110,9 +177,7 @@ def _origin(head: Head, policy: Policy) -> GatewayError | None:
     if origin is None:
         return None
     origin = origin.lower().rstrip("/")
-    if origin in policy.allow_origin:
-        return None
-    if _is_own(origin, head, policy):
+    if _is_allowed(origin, policy) or _is_own(origin, head, policy):
         return None
     return Refused(
         ErrorKind.INVALID_REQUEST,
@@ -121,14 +186,25 @@ def _origin(head: Head, policy: Policy) -> GatewayError | None:
     )
 
 
+def _is_allowed(origin: str, policy: Policy) -> bool:
+    """Is it one of ``--allow-origin``? ``null`` may be anybody, and is never."""
+    if origin in ("", "null"):
+        return False
+    return origin in policy.allow_origin or ANY_ORIGIN in policy.allow_origin
+
+
 def _is_own(origin: str, head: Head, policy: Policy) -> bool:
     """Is it a page of this daemon: its port, and a name by which it is reached?"""
+    if policy.public is not None and origin == policy.public.origin:
+        return True
+    if head.site is not None and not policy.loopback and origin == head.site:
+        return True
     try:
         parts = urlsplit(origin)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     except ValueError:
         return False
-    if parts.scheme not in ("http", "https") or port != policy.port:
+    if parts.scheme not in ("http", "https") or port not in (policy.port, *policy.more_ports):
         return False
     host = parts.hostname or ""
     if (f"[{host}]" if ":" in host else host) in policy.names:
@@ -137,16 +213,33 @@ def _is_own(origin: str, head: Head, policy: Policy) -> bool:
 
 
 def _bearer(head: Head, policy: Policy) -> GatewayError | None:
-    if policy.token_digest is None or head.path in OPEN_PATHS:
-        return None
-    given = _token_of(head)
-    if given is not None and hmac.compare_digest(token_digest(given), policy.token_digest):
+    if head.path in OPEN_PATHS or _known(head, policy) is not None:
         return None
     return GatewayError(
         ErrorKind.AUTH_REQUIRED,
         "Unauthorized",
         remedy="send the daemon's token as 'Authorization: Bearer TOKEN'",
     )
+
+
+def identity_of(head: Head, policy: Policy) -> Identity:
+    """Whose a request is that was let in."""
+    return _known(head, policy) or NOBODY
+
+
+async def renew_keys(head: Head, policy: Policy) -> None:
+    """Before `decide`: get the newer keys of an outside issuer, if the token may be of one."""
+    if policy.keyring.unsure(_token_of(head)):
+        await policy.keyring.renew()
+
+
+def _known(head: Head, policy: Policy) -> Identity | None:
+    given, own = _token_of(head), policy.token_digest
+    if given is not None and own is not None and hmac.compare_digest(token_digest(given), own):
+        return DAEMON
+    if given is not None and policy.keyring.claims(given):
+        return policy.keyring.identify(given)
+    return OPEN if own is None else None
 
 
 def _token_of(head: Head) -> str | None:
@@ -165,7 +258,9 @@ def _token_of(head: Head) -> str | None:
         if offered.startswith(BEARER_SUBPROTOCOL):
             text = offered[len(BEARER_SUBPROTOCOL) :]
             try:
-                return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+                padded = text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4)
+                # A lax decoder would take more than one spelling of a token.
+                return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
             except (binascii.Error, ValueError):
                 return None
     tokens = parse_qs(head.query).get("token")
@@ -177,6 +272,8 @@ def is_loopback_address(host: str | None) -> bool:
     """Is this socket address of this machine? Headers of proxies are never read for it."""
     if not host:
         return False
+    if host == UNIX_PEER:
+        return True
     try:
         address = ipaddress.ip_address(host.split("%")[0])
     except ValueError:

@@ -17,13 +17,25 @@ from quart import Response, request, websocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from acp_gateway.config_access import UNIX_PEER
+from acp_gateway.core.identity import NOBODY, Identity, Scope, required
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.protocol.extensions import OPERATIONS, Operation
 from acp_gateway.transports.acp_http import AcpHttp, Answer, plain_error
 from acp_gateway.transports.acp_ws_fallback import serve_fallback
-from acp_gateway.transports.guards import Head, decide, is_loopback_address, is_preflight
+from acp_gateway.transports.client_address import CLIENT, Client, caller_key, client_of
+from acp_gateway.transports.cors import with_cors
+from acp_gateway.transports.guards import (
+    Head,
+    bad_head,
+    decide,
+    identity_of,
+    is_preflight,
+    renew_keys,
+)
 from acp_gateway.transports.hub import Hub
-from acp_gateway.transports.request_body import BODY_TIMEOUT, WHEN_GONE, finishing, read_body
+from acp_gateway.transports.rate_limits import RateLimitExceeded
+from acp_gateway.transports.request_body import WHEN_GONE, finishing, read_body
 from acp_gateway.transports.rest.event_stream import EventStream
 from acp_gateway.transports.rest.routes import JSON, Asked, Routes, error_answer
 from acp_gateway.transports.status import status_body
@@ -47,29 +59,59 @@ def _headers() -> dict[str, str]:
     return {name.lower(): value for name, value in request.headers.items()}
 
 
+def _client(scope: Any) -> Client:
+    found: Client = scope["extensions"][CLIENT]
+    return found
+
+
 def _is_loopback(scope: Any) -> bool:
-    return is_loopback_address((scope.get("client") or (None,))[0])
+    return _client(scope).local
+
+
+def _caller(scope: Any) -> str:
+    """Whose bucket of the rate limits a request counts against."""
+    return caller_key(_client(scope).address, _identity(scope).party)
+
+
+def _identity(scope: Any) -> Identity:
+    identity = scope.get(_WHO, NOBODY)
+    return identity if isinstance(identity, Identity) else NOBODY
 
 
 def make_app(hub: Hub, acp: AcpHttp) -> tuple[QuartTrio, Routes]:
     """The Quart application with every route that is not a stream, and the table's among them."""
     app = QuartTrio("acp_gateway", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = hub.settings.max_message_bytes
+
+    def limit_bodies() -> None:
+        app.config["MAX_CONTENT_LENGTH"] = hub.settings.max_message_bytes
+
+    limit_bodies()
+    if hub.live is not None:
+        hub.live.when_changed(("max_message_bytes",), limit_bodies)
     app.config["RESPONSE_TIMEOUT"] = None
-    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
+    app.config["BODY_TIMEOUT"] = hub.settings.body_timeout
 
     async def body() -> bytes:
         return cast(bytes, await request.get_data(cache=False))
 
     async def post() -> Response:
-        loopback = _is_loopback(request.scope)
-        return _response(await acp.post(request.path, _headers(), await body(), loopback=loopback))
+        scope: Any = request.scope
+        return _response(
+            await acp.post(
+                request.path,
+                _headers(),
+                await body(),
+                loopback=_is_loopback(scope),
+                caller=_caller(scope),
+                identity=_identity(scope),
+            )
+        )
 
     async def delete() -> Response:
-        return _response(acp.delete(request.path, _headers()))
+        return _response(acp.delete(request.path, _headers(), _identity(request.scope)))
 
     async def upgrade() -> None:
-        await serve_fallback(websocket, hub)
+        await serve_fallback(websocket, hub, _identity(websocket.scope))
 
     for path in ("/acp", "/agents/<name>/acp"):
         app.add_url_rule(path, f"post {path}", _nameless(post), methods=["POST"])
@@ -78,6 +120,7 @@ def make_app(hub: Hub, acp: AcpHttp) -> tuple[QuartTrio, Routes]:
 
     @app.get("/status")
     async def status() -> Response:
+        _identity(request.scope).demand(Scope.READ)
         # Goose Desktop asks here for a word; programs say what they want.
         if "application/json" in request.headers.get("accept", ""):
             return _response(Answer(200, dumps(status_body(hub)), JSON))
@@ -87,8 +130,9 @@ def make_app(hub: Hub, acp: AcpHttp) -> tuple[QuartTrio, Routes]:
         async def operation(**parameters: str) -> Response:
             if row.stream:
                 raise MethodNotAllowed(valid_methods=["GET"])
-            loopback = _is_loopback(request.scope)
-            asked = Asked(_headers(), request.query_string, loopback, body)
+            scope: Any = request.scope
+            loopback, identity = _is_loopback(scope), _identity(scope)
+            asked = Asked(_headers(), request.query_string, loopback, identity, body)
             return _response(await routes.answer(row, parameters, asked))
 
         return operation
@@ -177,45 +221,93 @@ class GatewayAsgi:
             headers.setdefault("sec-websocket-protocol", ",".join(scope.get("subprotocols", ())))
         else:
             receive, send = finishing(scope, headers, receive, send)
-        path, method = scope["path"], scope.get("method", "GET")
+        hub, method = self._hub, scope.get("method", "GET")
+        path = scope["path"] = hub.policy.route(full := scope["path"])
         query = scope.get("query_string", b"").decode("latin-1")
-        head = Head(method, path, query, headers, upgrade=is_websocket)
-        refusal = decide(head, self._hub.policy)
-        if not is_websocket and "origin" in headers:
-            send = _with_cors(send, headers["origin"] if refusal is None else None)
+        peer = (scope.get("client") or (None,))[0]
+        client = client_of(peer, headers, scope["headers"], hub.proxies)
+        scope["extensions"][CLIENT] = client
+        head = Head(
+            method,
+            path,
+            query,
+            headers,
+            upgrade=is_websocket,
+            site=client.site,
+            unix=peer == UNIX_PEER,
+        )
+        target = len(scope["raw_path"]) + len(query)
+        refusal = bad_head(target, scope["headers"], hub.settings.max_header_bytes)
+        if refusal is None:
+            await renew_keys(head, hub.policy)
+            refusal = decide(head, hub.policy)
+        hub.traffic.refuse(refusal)
+        scope[_WHO] = NOBODY if refusal is not None else identity_of(head, hub.policy)
+        if not is_websocket and ("origin" in headers or hub.policy.allow_origin):
+            send = with_cors(send, _reader(headers, refusal))
+        limited = None
         page = None
         # A page is no secret, and a browser's first request cannot carry a token.
         welcome = refusal is None or refusal.kind is ErrorKind.AUTH_REQUIRED
         if welcome and not is_websocket and method in ("GET", "HEAD"):
             page = await self._page(path, headers)
+            if page is not None and path == "/" and not full.endswith("/"):
+                # Relative links of a page start at the last slash of its address.
+                page = Answer(307, b"", (("location", f"{full}/"),))
+        if refusal is None and page is None and hub.limits is not None and not is_websocket:
+            limited = hub.limits.refuse_request(method, path, _caller(scope))
         if page is not None:
             await _send_answer(page, send, head=method == "HEAD")
         elif refusal is not None:
             await _send_answer(error_answer(refusal), send, websocket=is_websocket)
         elif is_preflight(head):
-            await _send_answer(Answer(204, b"", _PREFLIGHT), send)
+            await _send_answer(Answer(204), send)
+        elif limited is not None:
+            await _send_answer(_too_many(limited), send)
         elif is_websocket:
             await self._app(scope, receive, send)  # type: ignore[arg-type]
         elif method in ("GET", "POST") and self._hub.profile_at(path) is not None:
             if method == "GET":
-                await _while_there(scope, send, self._acp.stream(headers, send))
+                await _while_there(scope, send, self._acp.stream(headers, send, _identity(scope)))
             else:
                 await _while_there(scope, send, self._post(headers, scope, receive))
         elif (found := self._routes.find(method, path)) is None:
             await self._app(scope, receive, send)  # type: ignore[arg-type]
         elif found[0].stream:
-            await _while_there(scope, send, self._events(found[1].get("sessionId", ""), head, send))
+            events = self._events(*found, head, send, _identity(scope))
+            await _while_there(scope, send, events)
         else:
             await _while_there(scope, send, self._operation(*found, headers, scope, receive))
+
+    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+        settings = self._hub.settings
+        return await read_body(receive, headers, settings.max_message_bytes, settings.body_timeout)
+
+    def route_of(self, method: str, path: str) -> tuple[str | None, bool]:
+        """(template of the route, does it answer with a stream?) for log and figures; None for what
+        is nowhere in the API."""
+        found = self._routes.find(method, path)
+        if found is not None:
+            return found[0].path, found[0].stream
+        if self._hub.profile_at(path) is not None:
+            return ("/acp" if path == "/acp" else "/agents/{name}/acp"), method == "GET"
+        return (path if path in _PLAIN_PATHS else None), False
 
     async def _post(
         self, headers: Mapping[str, str], scope: dict[str, Any], receive: Receive
     ) -> Answer:
         """One message of an ACP client."""
         try:
-            body = await read_body(receive, headers, self._hub.settings.max_message_bytes)
-            loopback = _is_loopback(scope)
-            return await self._acp.post(scope["path"], headers, body, loopback=loopback)
+            body = await self._body(headers, receive)
+            path = scope["path"]
+            return await self._acp.post(
+                path,
+                headers,
+                body,
+                loopback=_is_loopback(scope),
+                caller=_caller(scope),
+                identity=_identity(scope),
+            )
         except Exception as exc:
             return _failure(exc, scope["path"], scope, self._hub)
 
@@ -228,10 +320,11 @@ class GatewayAsgi:
         receive: Receive,
     ) -> Answer:
         async def body() -> bytes:
-            return await read_body(receive, headers, self._hub.settings.max_message_bytes)
+            return await self._body(headers, receive)
 
         try:
-            asked = Asked(headers, scope["query_string"], _is_loopback(scope), body)
+            loopback, identity = _is_loopback(scope), _identity(scope)
+            asked = Asked(headers, scope["query_string"], loopback, identity, body)
             return await self._routes.answer(row, parameters, asked)
         except Exception as exc:
             return _failure(exc, scope["path"], scope, self._hub)
@@ -255,12 +348,21 @@ class GatewayAsgi:
         file = file.unless_known(headers.get("if-none-match"))
         return Answer(file.status, file.body, file.headers)
 
-    async def _events(self, session_id: str, head: Head, send: Send) -> Answer | None:
-        """An event stream, or the refusal to send instead. An empty id: the workspace's."""
+    async def _events(
+        self,
+        row: Operation,
+        parameters: Mapping[str, Any],
+        head: Head,
+        send: Send,
+        identity: Identity,
+    ) -> Answer | None:
+        """An event stream, or the refusal to send instead. Without an id: the workspace's."""
         manager = self._hub.manager
+        session_id = parameters.get("sessionId", "")
         try:
+            identity.demand(required(row))
             feed = manager.get(session_id) if session_id else manager.feed
-            stream = EventStream(self._hub, feed, head.headers, head.query)
+            stream = EventStream(self._hub, feed, head.headers, head.query, identity)
         except GatewayError as exc:
             return error_answer(exc)
         await stream.run(send)
@@ -278,39 +380,27 @@ async def _while_there(
         await _send_answer(answer, send)
 
 
+_WHO = "acp_gateway.identity"
+"""Key of the scope: whose request it is."""
 _API = frozenset(row.path.split("/")[1] for row in OPERATIONS.values()) | {"acp", "agents"}
 """First parts of the API's paths: no file of a page has such a name."""
 
-_PREFLIGHT = (
-    ("access-control-allow-methods", "GET, POST, PATCH, DELETE, OPTIONS"),
-    (
-        "access-control-allow-headers",
-        "authorization, content-type, accept, last-event-id, acp-connection-id, acp-session-id, "
-        "acp-protocol-version, x-qwen-client-id, x-qwen-event-epoch, idempotency-key",
-    ),
-    ("access-control-max-age", "600"),
-)
+_PLAIN_PATHS = frozenset({"/", "/status"})
 
 
-def _with_cors(send: Send, origin: str | None) -> Send:
-    """Let the page of ``origin`` read the answer (WHATWG Fetch, CORS protocol); None: refused."""
-    headers = [(b"vary", b"Origin")]
-    if origin is not None:
-        headers += [
-            (b"access-control-allow-origin", origin.encode("latin-1")),
-            (
-                b"access-control-expose-headers",
-                b"acp-connection-id, acp-event-epoch, retry-after, x-qwen-event-epoch, "
-                b"x-qwen-sse-stream-id",
-            ),
-        ]
+def _reader(headers: Mapping[str, str], refusal: GatewayError | None) -> str | None:
+    """The page that may read the answer, also where the answer is a 401."""
+    origin = headers.get("origin")
+    if origin is None or (refusal is not None and refusal.kind is not ErrorKind.AUTH_REQUIRED):
+        return None
+    # A page that asks its own server needs no leave.
+    own = origin.partition("://")[2] == headers.get("host")
+    return None if own else origin
 
-    async def with_headers(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], *headers]}
-        await send(message)
 
-    return with_headers
+def _too_many(limited: RateLimitExceeded) -> Answer:
+    status, body = limited.to_http()
+    return Answer(status, dumps(body), (*JSON, *limited.headers))
 
 
 async def _send_answer(
@@ -318,7 +408,8 @@ async def _send_answer(
 ) -> None:
     kind = "websocket.http.response" if websocket else "http.response"
     headers = [(name.encode(), value.encode()) for name, value in answer.headers]
-    headers.append((b"content-length", str(len(answer.body)).encode()))
+    if answer.status != 204:  # RFC 9110 §8.6
+        headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": f"{kind}.start", "status": answer.status, "headers": headers})
     body = b"" if head else answer.body
     await send({"type": f"{kind}.body", "body": body, "more_body": False})

@@ -29,16 +29,19 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr, suppress_body
 
+from acp_gateway.config_access import UNIX_PEER
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.patience import Patience
 from acp_gateway.transports.peer_stream import PeerStream, TlsPeerStream
 from acp_gateway.transports.request_body import WHEN_GONE
 from acp_gateway.wire.frames import Bytes
-
-KEEP_ALIVE: Final = 75.0
-"""Seconds that a connection may wait for its next request."""
+from acp_gateway.wire.json_codec import dumps
 
 Message = dict[str, Any]
+_UNREADABLE: Final = {
+    400: ("invalid_request", "This is no HTTP request"),
+    431: ("headers_too_large", "The head of the request is too large"),
+}
 
 
 class HttpServer:
@@ -53,17 +56,21 @@ class HttpServer:
         config.keep_alive_max_requests = 1_000_000
         config.h11_max_incomplete_size = head_bytes
         config.h2_max_concurrent_streams = 256
+        config.h2_max_header_list_size = head_bytes
         config.websocket_max_message_size = settings.max_message_bytes
         config.max_app_queue_size = 16
         self._config = config
         self._app = ASGIWrapper(asgi)
         self._context = WorkerContext(None)
         self._patience = hub.patience
+        self._idle_timeout = settings.http_idle_timeout
         self._connections: set[_Connection] = set()
 
     async def serve(self, peer: PeerStream) -> None:
         """Serve one connection until it ends. Closes the stream."""
-        connection = _Connection(self._app, self._config, self._context, peer, self._patience)
+        connection = _Connection(
+            self._app, self._config, self._context, peer, self._patience, self._idle_timeout
+        )
         self._connections.add(connection)
         try:
             await connection.run()
@@ -102,12 +109,14 @@ class _Connection(TCPServer):
         context: WorkerContext,
         peer: PeerStream,
         patience: Patience,
+        may_idle: float,
     ) -> None:
         super().__init__(app, config, context, {}, peer)  # type: ignore[arg-type]
         self._peer = peer
         self._reading = trio.CancelScope()
         self._patience = patience
         self._idle = True
+        self._may_idle = may_idle
 
     async def run(self) -> None:
         peer = self._peer
@@ -117,6 +126,8 @@ class _Connection(TCPServer):
             socket = peer.socket
             client = parse_socket_addr(socket.family, socket.getpeername())
             server = parse_socket_addr(socket.family, socket.getsockname())
+            if socket.family == trio.socket.AF_UNIX:
+                client = (UNIX_PEER, 0)
             async with _Tasks() as tasks:
                 state = ConnectionState(self.state)
                 common = (self.app, self.config, self.context, tasks, state, secure)
@@ -166,7 +177,7 @@ class _Connection(TCPServer):
         elif self.context.terminated.is_set():
             self._reading.cancel()
         else:
-            self._patience.wait_for(self, KEEP_ALIVE, self._reading.cancel)
+            self._patience.wait_for(self, self._may_idle, self._reading.cancel)
 
     def retire(self) -> None:
         if self._idle:
@@ -252,7 +263,9 @@ class _Http1(H11Protocol):
     async def _check_protocol(self, event: h11.Request) -> None:
         self._headers = [(name.lower(), value) for name, value in event.headers.raw_items()]
         self._upgrades = any(name == b"upgrade" for name, _ in self._headers)
-        if self._upgrades or event.method == b"PRI":
+        # No switch to HTTP/2 by Upgrade, which RFC 9113 §3.1 has done away with: a proxy that lets
+        # the header through would pass on, unseen, whatever comes behind it.
+        if event.method == b"PRI":
             await super()._check_protocol(event)
 
     async def _create_stream(self, request: h11.Request) -> None:
@@ -270,6 +283,19 @@ class _Http1(H11Protocol):
                 state=self.connection_state,
             )
         )
+
+    async def _send_error_response(self, status_code: int) -> None:
+        # What h11 could not read; it says no more than 400, 431, 413 or 501.
+        code, words = _UNREADABLE.get(status_code, _UNREADABLE[400])
+        body = dumps({"error": words, "code": code})
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+            *self.config.response_headers("h11"),
+        ]
+        head = h11.Response(status_code=status_code, headers=headers)
+        await self.respond([head, h11.Data(data=body), h11.EndOfMessage()])
 
     async def respond(self, events: list[Any]) -> None:
         """Write these parts of a response, all at once."""

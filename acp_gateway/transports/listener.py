@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import re
 import socket as stdlib_socket
-import ssl
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -21,17 +20,16 @@ import trio
 
 from acp_gateway.config import Settings
 from acp_gateway.transports.acp_ws import serve_websocket
+from acp_gateway.transports.crowd import Crowd, peer_of
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.peer_stream import PeerStream, TlsPeerStream
 
 if TYPE_CHECKING:
+    from acp_gateway.transports.certificates import Certificates
     from acp_gateway.transports.http_server import HttpServer
 
 log = structlog.get_logger("acp_gateway.listener")
 
-HEAD_BYTES: Final = 64 * 1024
-HEAD_TIMEOUT: Final = 10.0
-TLS_TIMEOUT: Final = 10.0
 EXHAUSTED_PAUSE: Final = 0.1
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _FULL_BODY: Final = b'{"error":"Too many connections","code":"connection_limit_exceeded"}'
@@ -48,13 +46,15 @@ class Listener:
         sockets: list[stdlib_socket.socket],
         hub: Hub,
         settings: Settings,
-        tls: ssl.SSLContext | None,
+        certificates: Certificates | None,
     ) -> None:
+        """``certificates``: TLS on the TCP sockets. Unix sockets speak without."""
         self._sockets = sockets
         self._hub = hub
         self._settings = settings
-        self._tls = tls
+        self._certificates = certificates
         self._open = 0
+        self._crowd = Crowd(settings.max_peer_connections, hub.proxies)
         self._accepting = trio.CancelScope()
         self._http: HttpServer | None = None
         self._http_is_there = trio.Event()
@@ -91,7 +91,7 @@ class Listener:
         """The application for all that is no WebSocket; until it is there such requests wait."""
         from acp_gateway.transports.http_server import HttpServer
 
-        self._http = HttpServer(asgi, self._hub, HEAD_BYTES)
+        self._http = HttpServer(asgi, self._hub, self._settings.max_header_bytes)
         self._http_is_there.set()
 
     async def drain(self) -> None:
@@ -102,8 +102,13 @@ class Listener:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         self._open += 1
+        counted = self._crowd.enter(peer_of(stream))
+        traffic = self._hub.traffic
+        traffic.sockets += 1
+        traffic.open_sockets += 1
         try:
-            if self._open > self._settings.max_tcp_connections:
+            if self._open > self._settings.max_tcp_connections or counted.too_many:
+                traffic.refused.add("socket_limit_exceeded")
                 with trio.move_on_after(1):
                     await stream.send_all(_FULL)
                 return
@@ -113,17 +118,21 @@ class Listener:
             log.warning("connection_failed", error=repr(exc), exc_info=exc)
         finally:
             self._open -= 1
+            counted.leave()
+            traffic.open_sockets -= 1
             stream.socket.close()
 
     async def _route(self, stream: trio.SocketStream) -> None:
         evict = self._settings.evict_timeout
-        if self._tls is None:
+        tls = None if self._certificates is None else self._certificates.context
+        if tls is None or stream.socket.family == trio.socket.AF_UNIX:
+            tls = None
             head, upgrade = await self._read_head(stream, stream)
             peer = PeerStream(stream, head, evict)
         else:
-            secure = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
+            secure = trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
             try:
-                with trio.fail_after(TLS_TIMEOUT):
+                with trio.fail_after(self._settings.header_timeout):
                     await secure.do_handshake()
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                 return
@@ -134,9 +143,10 @@ class Listener:
                 if not head:
                     return
             peer = TlsPeerStream(secure, head, evict)
+        peer.on_stalled = self._hub.traffic.stalled
         if upgrade:
             await serve_websocket(peer, self._hub)
-        elif head or self._tls is not None:
+        elif head or tls is not None:
             if head and not head.startswith(b"PRI "):  # one stream must not end all of HTTP/2
                 peer.serve_here()
             while self._http is None:
@@ -147,9 +157,9 @@ class Listener:
         self, stream: trio.SocketStream, readable: trio.abc.ReceiveStream
     ) -> tuple[bytes, bool]:
         patience = self._hub.patience
-        patience.wait_for(stream, HEAD_TIMEOUT, partial(_shut, stream))
+        patience.wait_for(stream, self._settings.header_timeout, partial(_shut, stream))
         try:
-            return await _read_head(readable)
+            return await _read_head(readable, self._settings.max_header_bytes)
         finally:
             patience.over(stream)
 
@@ -159,7 +169,7 @@ def _shut(stream: trio.SocketStream) -> None:
         stream.socket.shutdown(trio.socket.SHUT_RDWR)
 
 
-async def _read_head(stream: trio.abc.ReceiveStream) -> tuple[bytes, bool]:
+async def _read_head(stream: trio.abc.ReceiveStream, limit: int) -> tuple[bytes, bool]:
     """(the bytes read so far, is it a WebSocket upgrade); no bytes: nothing usable came.
 
     A head that came in one piece, as they do, is only searched for the upgrade; h11 reads others.
@@ -167,7 +177,7 @@ async def _read_head(stream: trio.abc.ReceiveStream) -> tuple[bytes, bool]:
     received = await _receive(stream)
     if (end := received.find(b"\r\n\r\n")) > 0:
         return received, _UPGRADE.match(received, 0, end) is not None
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=limit)
     data = bytearray()
     while received:
         data += received

@@ -126,6 +126,7 @@ class Pump:
         stall: float,
         finished: Callable[[], bool] = lambda: False,
         direct: PeerStream | None = None,
+        slow: Callable[[], None] = lambda: None,
     ) -> None:
         self.outlet = outlet
         self._direct = direct
@@ -135,6 +136,7 @@ class Pump:
         self._collected = collected
         self._stall = stall
         self._finished = finished
+        self._slow = slow
 
     def moved(self) -> None:
         """The peer took bytes."""
@@ -194,5 +196,6 @@ class Pump:
             self._collected()
 
     def _warn(self, blocked: float) -> None:
+        self._slow()
         data = {"reason": "slow_reader", "blockedMs": round(blocked * 1000)}
         self.outlet.send(notification_bytes(NOTIFY, {"kind": "slow_client_warning", "data": data}))

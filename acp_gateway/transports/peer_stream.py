@@ -16,9 +16,12 @@ from typing import Any, Final
 
 import trio
 
+from acp_gateway.config_access import UNIX_PEER
 from acp_gateway.wire.frames import Bytes, joined
 
 READ: Final = 64 * 1024
+LINGER: Final = 2.0
+"""Seconds."""
 BLOCK: Final = 512 * 1024
 """More is not joined for one write."""
 PARTS: Final = 512
@@ -32,6 +35,13 @@ def give_up_peer() -> None:
     peer = _serving.get()
     if peer is not None:
         peer.give_up()
+
+
+def linger_at_close() -> None:
+    """The calling request is answered before all of it came: let its peer read the answer."""
+    peer = _serving.get()
+    if peer is not None:
+        peer.lingers = True
 
 
 def on_peer_progress(told: Callable[[], None]) -> bool:
@@ -63,6 +73,10 @@ class PeerStream(trio.abc.HalfCloseableStream):
         """The last read filled its buffer."""
         self.on_progress: Callable[[], None] | None = None
         """Called when the peer took bytes of a blocked write."""
+        self.lingers = False
+        """The peer still sends when it is told to stop."""
+        self.on_stalled: Callable[[], None] | None = None
+        """Called when it was given up because it took nothing."""
 
     @property
     def socket(self) -> trio.socket.SocketType:
@@ -71,11 +85,11 @@ class PeerStream(trio.abc.HalfCloseableStream):
 
     @property
     def peer_host(self) -> str | None:
-        """The address of the other end; None when it is gone."""
-        stream = self._stream
+        """The address of the other end, `UNIX_PEER` on a Unix socket; None when it is gone."""
         try:
-            inner = stream if isinstance(stream, trio.SocketStream) else stream.transport_stream
-            return str(inner.socket.getpeername()[0])
+            if self.socket.family == trio.socket.AF_UNIX:
+                return UNIX_PEER
+            return str(self.socket.getpeername()[0])
         except (OSError, IndexError):
             return None
 
@@ -205,6 +219,8 @@ class PeerStream(trio.abc.HalfCloseableStream):
                 raise self._given_up() from None
 
     def _given_up(self) -> trio.BrokenResourceError:
+        if self.on_stalled is not None:
+            self.on_stalled()
         # Its reader has to notice too: hypercorn would wait on for the next request.
         self.give_up()
         return trio.BrokenResourceError("the peer stopped reading")
@@ -217,7 +233,19 @@ class PeerStream(trio.abc.HalfCloseableStream):
             await self._stream.send_eof()
 
     async def aclose(self) -> None:
+        if self.lingers:
+            await self._linger()
         await self._stream.aclose()
+
+    async def _linger(self) -> None:
+        """Take what still comes, for a while: closed at once, the system would answer it with a
+        reset, which can overtake the answer (RFC 9112 §9.6).
+        """
+        sock = self.socket
+        with trio.move_on_after(LINGER), suppress(OSError):
+            sock.shutdown(trio.socket.SHUT_WR)
+            while await sock.recv(READ):
+                pass
 
 
 class TlsPeerStream(PeerStream):
@@ -260,6 +288,8 @@ class TlsPeerStream(PeerStream):
                 self.on_progress()
 
     async def aclose(self) -> None:
+        if self.lingers:
+            await self._linger()
         with trio.move_on_after(self._evict_timeout):
             await self._stream.aclose()
 

@@ -13,6 +13,8 @@ from typing import Any, Final
 import trio
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
+from acp_gateway.transports.peer_stream import linger_at_close
+
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -20,19 +22,22 @@ PATIENCE: Final = 1.0
 """Seconds that an answer waits for the rest."""
 WORTH_TAKING: Final = 1024 * 1024
 """Bytes; a longer body ends the connection instead."""
-BODY_TIMEOUT: Final = 60
-"""Seconds in which a body must be there."""
 WHEN_GONE: Final = "acp_gateway.when_gone"
 """Extension of the ASGI scope: takes a function that is called once the client has gone."""
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
-    """The whole body. Raises werkzeug's `RequestEntityTooLarge` and `RequestTimeout`."""
+async def read_body(
+    receive: Receive, headers: Mapping[str, str], limit: int, timeout: float
+) -> bytes:
+    """The whole body, within ``timeout`` seconds.
+
+    Raises werkzeug's `RequestEntityTooLarge` and `RequestTimeout`.
+    """
     size = headers.get("content-length", "")
     if size.isdecimal() and int(size) > limit and "transfer-encoding" not in headers:
         raise RequestEntityTooLarge
     pieces, total, more = [], 0, True
-    with trio.move_on_after(BODY_TIMEOUT) as scope:
+    with trio.move_on_after(timeout) as scope:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -79,10 +84,11 @@ def finishing(
                         nursery.start_soon(take_rest)
                         await complete.wait()
                         nursery.cancel_scope.cancel()
-            named = {name.lower() for name, _ in message["headers"]}
-            if not complete.is_set() and b"connection" not in named:
-                close = (b"connection", b"close")
-                message = {**message, "headers": [*message["headers"], close]}
+            if not complete.is_set():
+                linger_at_close()
+                if b"connection" not in {name.lower() for name, _ in message["headers"]}:
+                    close = (b"connection", b"close")
+                    message = {**message, "headers": [*message["headers"], close]}
         await send(message)
 
     return receiving, sending

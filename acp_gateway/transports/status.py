@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any
 
@@ -45,10 +44,10 @@ def status_body(hub: Hub) -> dict[str, Any]:
         ],
         "connections": [
             {
-                # Not the id itself: over HTTP it is all that a client shows of itself.
-                "connection": hashlib.sha256(connection.id.encode()).hexdigest()[:12],
+                "connection": connection.label,
                 "transport": connection.kind,
                 "client": connection.client_name,
+                "identity": connection.identity.name,
                 "sessions": list(connection.subs),
             }
             for connection in hub.connections.values()

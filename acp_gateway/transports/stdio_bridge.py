@@ -22,12 +22,14 @@ from trio_websocket import (
     HandshakeError,
     WebSocketConnection,
     connect_websocket,
+    wrap_client_stream,
 )
 
-from acp_gateway.config import MIB
+from acp_gateway.config import MIB, unix_path
 from acp_gateway.core.backoff import Backoff
 from acp_gateway.core.bridge import Bridge, Output
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
+from acp_gateway.runtime.redact import clean
 from acp_gateway.runtime.wakeup import Wakeup
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
 from acp_gateway.wire.jsonrpc import error_bytes, peek_update
@@ -151,7 +153,9 @@ class StdioBridge:
                 return
             delay = backoff.failed() * random.uniform(0.7, 1.3)
             if self._ever_connected:
-                print(f"acp-gateway: {problem}; trying again in {delay:.1f} s", file=sys.stderr)
+                print(
+                    f"acp-gateway: {clean(problem)}; trying again in {delay:.1f} s", file=sys.stderr
+                )
             await trio.sleep(delay)
 
     async def _give_up(self, problem: str, scope: trio.CancelScope) -> None:
@@ -160,7 +164,7 @@ class StdioBridge:
             f"The gateway at {self._url} cannot be used: {problem}",
             remedy="start it with `acp-gateway serve`, or check the URL and the token",
         )
-        print(f"acp-gateway: {error.message}\n  {error.remedy}", file=sys.stderr)
+        print(f"acp-gateway: {clean(error.message)}\n  {error.remedy}", file=sys.stderr)
         self._do(self._bridge.give_up(error))
         self._status = 1
         # The editor gets its answers before the process goes.
@@ -170,26 +174,11 @@ class StdioBridge:
 
     async def _one_connection(self, backoff: Backoff) -> None:
         """From handshake to loss. Raises what the handshake raised."""
-        parts = urlsplit(self._url)
-        secure = parts.scheme in ("wss", "https")
-        host, port = parts.hostname or "127.0.0.1", parts.port or (443 if secure else 80)
-        resource = (parts.path or "/acp") + (f"?{parts.query}" if parts.query else "")
-        headers = [(b"Authorization", f"Bearer {self._token}".encode())] if self._token else []
         try:
             async with trio.open_nursery() as nursery:
                 try:
                     with trio.fail_after(CONNECT_TIMEOUT):
-                        socket = await connect_websocket(
-                            nursery,
-                            host,
-                            port,
-                            resource,
-                            use_ssl=ssl.create_default_context() if secure else False,
-                            extra_headers=headers,
-                            message_queue_size=16,
-                            max_message_size=MAX_LINE,
-                            receive_buffer_size=64 * 1024,
-                        )
+                        socket = await self._connect(nursery)
                 except ConnectionRejected as exc:
                     if exc.status_code in _FINAL:
                         raise _Refused(_reason(exc)) from None
@@ -201,6 +190,26 @@ class StdioBridge:
             pass
         except* (_Refused, HandshakeError, OSError, trio.TooSlowError) as group:
             raise _first(group) from None
+
+    async def _connect(self, nursery: trio.Nursery) -> WebSocketConnection:
+        common: dict[str, Any] = {
+            "extra_headers": [(b"Authorization", f"Bearer {self._token}".encode())]
+            if self._token
+            else [],
+            "message_queue_size": 16,
+            "max_message_size": MAX_LINE,
+            "receive_buffer_size": 64 * 1024,
+        }
+        path = unix_path(self._url)
+        if path is not None:
+            stream = await trio.open_unix_socket("\0" + path[1:] if path[0] == "@" else path)
+            return await wrap_client_stream(nursery, stream, "localhost", "/acp", **common)
+        parts = urlsplit(self._url)
+        secure = parts.scheme in ("wss", "https")
+        host, port = parts.hostname or "127.0.0.1", parts.port or (443 if secure else 80)
+        resource = (parts.path or "/acp") + (f"?{parts.query}" if parts.query else "")
+        use_ssl = ssl.create_default_context() if secure else False
+        return await connect_websocket(nursery, host, port, resource, use_ssl=use_ssl, **common)
 
     async def _converse(self, socket: WebSocketConnection, nursery: trio.Nursery) -> None:
         self._connected = self._ever_connected = True

@@ -23,6 +23,8 @@ OWN_DIRECTORY: Final = Path(__file__).resolve().parent.parent / "web"
 OWN_PAGE: Final = "/demo"
 """Always our own page; its files lie below."""
 INDEX: Final = "index.html"
+PAIRING: Final = "/pair"
+"""Our own as well: where a device gives a code for a token."""
 
 _TYPES: Final = {
     ".css": "text/css; charset=utf-8",
@@ -79,6 +81,7 @@ class WebFiles:
             if path.suffix in _TYPES
         }
         self._own[OWN_PAGE] = self._own.pop(f"{OWN_PAGE}/{INDEX}")
+        self._own[PAIRING] = self._own.pop(f"{OWN_PAGE}/pair.html")
         if directory is None:
             self._own["/"] = self._own[OWN_PAGE]
         self._directory = None if directory is None else directory.resolve()
@@ -96,6 +99,8 @@ class WebFiles:
         Ask before the bearer check and before the API's routes: no file of a page may have the name
         of a route. A browser's reload at ``/session/ID`` is the page's, a program's GET is not.
         """
+        if path == PAIRING and not _is_navigation(accept):
+            return None  # a program's GET is the API's, which has only a POST there
         own = self._own.get(path)
         if own is not None or self._directory is None:
             return own

@@ -107,7 +107,7 @@ export class Connection {
     if (!opened) {
       // A browser does not say why a WebSocket was refused; a plain request does.
       const headers = this.token ? { authorization: `Bearer ${this.token}` } : {};
-      const probe = await fetch("/status", { headers, cache: "no-store" }).catch(() => null);
+      const probe = await fetch("status", { headers, cache: "no-store" }).catch(() => null);
       if (probe?.status === 401) return this.listener.state("token", Boolean(this.token));
       if (probe?.status === 403) reason = "The gateway does not accept this page's address.";
       else reason = probe ? "The gateway accepts no connection now." : "The gateway does not answer.";

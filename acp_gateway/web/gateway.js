@@ -23,7 +23,7 @@ export class Gateway {
     this.agent = "";
     this.clientKey = unique();
     this.back = Promise.withResolvers(); // settled once this connection is ready
-    const url = new URL("/acp", location.href);
+    const url = new URL("acp", location.href);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     url.hash = "";
     this.connection = new Connection(url.href, {

@@ -73,6 +73,26 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def with_meta(result: Any, more: dict[str, Any]) -> Any:
+    """A result, decoded or raw, with ``more`` in its ``_meta``; other members stay the bytes that
+    they are. Something else than an object comes back as it is.
+    """
+    try:
+        members: dict[str, Any] = (
+            dict(result) if isinstance(result, dict) else dict(_members.decode(bytes(result)))
+        )
+        meta = members.get("_meta")
+        if isinstance(meta, msgspec.Raw):
+            meta = loads(bytes(meta))
+    except (msgspec.DecodeError, TypeError, ValueError):
+        return result
+    members["_meta"] = {**(meta if isinstance(meta, dict) else {}), **more}
+    return members
+
+
 def valid_utf8(line: bytes) -> bytes:
     """``line``, with bytes that are not UTF-8 replaced.
 

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from conformance.requirement import Requirement
 from conformance.rest.manifest_events import EVENT_REQUIREMENTS
+from conformance.rest.manifest_operator import OPERATOR_REQUIREMENTS
 from conformance.rest.manifest_sessions import SESSION_REQUIREMENTS
 
-REST_REQUIREMENTS: tuple[Requirement, ...] = (*SESSION_REQUIREMENTS, *EVENT_REQUIREMENTS)
+REST_REQUIREMENTS: tuple[Requirement, ...] = (
+    *SESSION_REQUIREMENTS,
+    *EVENT_REQUIREMENTS,
+    *OPERATOR_REQUIREMENTS,
+)

@@ -220,6 +220,14 @@ class Pings(Agent):
         return {"pong": params}
 
 
+class PrintsEnvironment(Agent):
+    """Its environment, as JSON, becomes a chunk."""
+
+    def on_prompt(self, params: Params) -> Params:
+        self.say(params["sessionId"], json.dumps(dict(os.environ)))
+        return {"stopReason": "end_turn"}
+
+
 MODES: dict[str, type[Agent]] = {
     "polite": Agent,
     "garbage": Garbage,
@@ -244,6 +252,7 @@ MODES: dict[str, type[Agent]] = {
     "stderr-flood": StderrFlood,
     "early-updates": EarlyUpdates,
     "pings": Pings,
+    "prints-environment": PrintsEnvironment,
 }
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def no_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 _STAND_IN = """
 import http.server, os, signal, sys, types
 
-def run(loaded, profiles):
+def run(loaded, profiles, reread):
     from acp_gateway.runtime import runtime_file
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

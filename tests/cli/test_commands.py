@@ -37,7 +37,9 @@ def assert_not_imported(code: str, modules: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["serve", "--help"], ["--version"], ["list"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["serve", "--help"], ["--version"], ["list"], ["logs", "--help"]]
+)
 def test_quick_commands_import_nothing_slow(argv: list[str]) -> None:
     assert_not_imported(f"from acp_gateway.cli.app import run\nassert run({argv!r}) == 0", SLOW)
 
@@ -107,7 +109,7 @@ def test_serve_hands_settings_and_agents_to_the_daemon(
 ) -> None:
     got: list[Any] = []
 
-    def run(loaded: Any, profiles: Any) -> int:
+    def run(loaded: Any, profiles: Any, reread: Any) -> int:
         got.extend([loaded, profiles])
         return 4
 
@@ -275,6 +277,29 @@ def test_agents_tells_what_is_installed(cli: Cli, no_agents: Path) -> None:
     text = cli("agents").out
     assert "npm install -g @google/gemini-cli" in text
     assert "npm install -g @qwen-code/qwen-code" not in text
+
+
+def test_an_agent_is_shown_with_the_names_that_it_gets(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {"ACP_GATEWAY_TOKEN": "v-1", "OPENAI_API_KEY": "v-2", "GITHUB_TOKEN": "v-3"}
+    for name, value in (secrets | {"OTHER_THING": "v-4", "CORP_TOKEN": "v-5"}).items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "c.toml"
+    file.write_text('[agents.qwen]\nenv_pass = "CORP_*"\nenv = { MINE = "v-6" }\n')
+    done = cli("agents", "show", "qwen", "--json", "--config", str(file))
+    assert done.status == 0 and "v-" not in done.out
+    told = done.json()["environment"]
+    assert {"PATH", "OPENAI_API_KEY", "CORP_TOKEN"} <= set(told["passed"])
+    assert told["set"] == ["MINE", "NODE_COMPILE_CACHE", "QWEN_CODE_NO_RELAUNCH"]
+    assert "GITHUB_TOKEN" in told["credentials_kept"] and "OTHER_THING" in told["other_kept"]
+    assert "ACP_GATEWAY_TOKEN" in told["never"]
+    text = cli("agents", "show", "qwen").out
+    assert "GITHUB_TOKEN" in text and "v-" not in text
+    own = cli("agents", "show", "my-agent --flag", "--json").json()
+    assert own["command"] == ["my-agent", "--flag"]
+    assert "OTHER_THING" in own["environment"]["passed"]
+    assert "CORP_TOKEN" in own["environment"]["credentials_kept"]
 
 
 @pytest.mark.parametrize(

@@ -232,9 +232,9 @@ async def test_own_origins_are_welcome(site: GatewayProcess) -> None:
 
 async def test_an_allowed_origin(tmp_path: Path) -> None:
     with (
-        gateway(tmp_path, allow_origin="https://app.example") as site,
+        gateway(tmp_path, allow_origin="http://localhost:3000") as site,
         trio.fail_after(DEADLINE),
     ):
-        headers = [(b"Origin", b"https://app.example")]
+        headers = [(b"Origin", b"http://localhost:3000")]
         async with ws_client(site.ws_url, headers=headers) as ws:
             assert await ws.request("session/list", {})

@@ -104,6 +104,51 @@ step("daemon-status", async (w) => {
   check(report.limits.eventRingSize > 0, "limits.eventRingSize", report.limits);
 }, REST);
 
+step("daemon-status-full", async (w) => {
+  const { session, feed } = await w.site();
+  await ask(session, feed, words("text"));
+  const report = await w.client().daemonStatus("full");
+  for (const issue of report.issues) {
+    check(issue.code && issue.message && ["warning", "error"].includes(issue.severity), "an issue", issue);
+  }
+  const row = report.full.sessions.find((each) => each.sessionId === session.sessionId);
+  check(row?.clientCount > 0 && row.lastEventId > 0, "the session", report.full.sessions);
+  check(report.runtime.sessions.active > 0 && report.runtime.channel.live, "runtime", report.runtime);
+  check(typeof report.runtime.rateLimit.enabled === "boolean", "rateLimit", report.runtime.rateLimit);
+  for (const name of ["preflight", "env"]) {
+    const section = report.full.workspace[name];
+    check(["ok", "warning", "error"].includes(section?.status), `workspace.${name}`, section);
+  }
+  return report.issues.map((each) => each.code).join(" ");
+}, REST);
+
+const STATES = ["ok", "warning", "error", "disabled", "not_started", "unknown"];
+
+step("preflight", async (w) => {
+  const { session, feed } = await w.site();
+  await ask(session, feed, words("text"));
+  const report = await w.client().workspacePreflight();
+  same([report.v, report.initialized, report.acpChannelLive], [1, true, true], "the head");
+  for (const cell of report.cells) {
+    check(STATES.includes(cell.status) && ["daemon", "acp"].includes(cell.locality), "a cell", cell);
+  }
+  const found = new Set(report.cells.map((each) => each.kind));
+  for (const kind of ["cli_entry", "workspace_dir", "git", "auth", "skills", "tool_registry"]) {
+    check(found.has(kind), kind, [...found]);
+  }
+  return report.cells.map((each) => `${each.kind}=${each.status}`).join(" ");
+}, REST);
+
+step("env", async (w) => {
+  const report = await w.client().workspaceEnv();
+  same([report.v, report.initialized], [1, true], "the head");
+  for (const cell of report.cells) {
+    check(cell.name && STATES.includes(cell.status), "a cell", cell);
+    check(cell.kind !== "env_var" || cell.value === undefined, "no value of a variable", cell);
+  }
+  return `${report.cells.length} cells`;
+}, REST);
+
 // ---- sessions -----------------------------------------------------------------------------------
 
 step("create", async (w) => {
@@ -915,6 +960,54 @@ step("tasks", async (w) => {
   check(Array.isArray(answer.tasks), "tasks", answer);
   return named(answer, session, "v");
 });
+
+// What a command of the user wrote, as the events tell it, and how it ended.
+async function ofShell(feed, from) {
+  const end = await feed.kind("user_shell_result", { from });
+  const at = feed.events.indexOf(end);
+  const mine = feed.events.slice(from, at + 1).filter((e) => /shell/.test(e.kind));
+  const output = mine.filter((e) => e.kind === "shell_output").map((e) => e.update.output);
+  return { mine, output: output.join(""), end: end.data };
+}
+
+step("shell", async (w) => {
+  const { session, feed } = await w.site();
+  await needs(session.client, "session_shell_command");
+  const from = feed.events.length;
+  const answer = await session.shellCommand("echo out; echo err >&2; exit 3");
+  same([answer.exitCode, answer.output, answer.aborted], [3, "out\nerr\n", false], "the answer");
+  const { mine, output, end } = await ofShell(feed, from);
+  same([mine[0].kind, mine[0].data.cwd], ["user_shell_command", cwd], "the first event");
+  check(mine[0].data.command.startsWith("echo out"), "command", mine[0].data);
+  same(output, answer.output, "the output in events");
+  same([end.exitCode, end.signal, end.aborted], [3, null, false], "the result");
+  const killed = await session.shellCommand("kill -9 $$");
+  same([killed.exitCode, killed.aborted], [null, false], "one that was killed");
+  const { status, code } = await refused(session.shellCommand(" "), "no command");
+  check(status === 400 || !rest, "status", { status, code });
+});
+
+step("shell-abort", async (w) => {
+  const { session, feed } = await w.site();
+  await needs(session.client, "session_shell_command");
+  const from = feed.events.length;
+  const stop = new AbortController();
+  const running = session.shellCommand("sleep 60", stop.signal);
+  running.catch(() => {});
+  await feed.kind("user_shell_command", { from });
+  stop.abort();
+  same((await within(running.catch((e) => e), "the aborted call"))?.name, "AbortError", "the error");
+  const { end } = await ofShell(feed, from);
+  same([end.exitCode, end.aborted], [null, true], "the result");
+}, REST);
+
+step("shell-anonymous", async (w) => {
+  const { session } = await w.site();
+  await needs(session.client, "session_shell_command");
+  const { sessionId } = session;
+  const found = await refused(session.client.shellCommand(sessionId, "true"), "without an id");
+  same([found.status, found.code], [403, "client_id_required"], "the refusal");
+}, REST);
 
 step("stats", async (w) => {
   const session = await told(w);

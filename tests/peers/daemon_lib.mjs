@@ -165,6 +165,7 @@ const UPDATES = new Set([
   "config_option_update",
   "session_info_update",
   "usage_update",
+  "shell_output",
 ]);
 
 // One shape for the events of all transports: over ACP the SDK makes the kind of an update the

@@ -71,6 +71,7 @@ def gateway_environment(agent: str, home: Path, model_url: str) -> dict[str, str
     """The agent's environment and a gateway's settings for a run of the driver."""
     # Every step makes sessions of its own; what it leaves behind goes soon.
     settings = {"ACP_GATEWAY_LINGER": "5", "ACP_GATEWAY_LINGER_UNPROMPTED": "5"}
+    settings["ACP_GATEWAY_ENABLE_SESSION_SHELL"] = "true"
     return AGENTS[agent].environment(home, model_url) | settings | {"ACP_GATEWAY_TOKEN": TOKEN}
 
 

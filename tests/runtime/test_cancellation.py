@@ -6,6 +6,7 @@ time cancelled one step later, until it gets through before its turn comes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +25,12 @@ from support.runtime_rig import (
     scripted,
     until,
 )
+
+from acp_gateway.core.shell_run import ShellOutput, ShellRun
+from acp_gateway.runtime import session_shell
+from acp_gateway.runtime.session import Session
+from acp_gateway.runtime.session_shell import Running
+from acp_gateway.runtime.shell_process import ShellProcess
 
 MOST_STEPS = 400
 DEADLINE = 100.0
@@ -217,3 +224,83 @@ async def test_lease(tmp_path: Path) -> None:
                     break
             else:
                 pytest.fail("it never got through")
+
+
+def shell_events(session: Session) -> tuple[int, int]:
+    """How many commands were told, and how many ends."""
+    names = [record.name for record in session.ring.records]
+    return names.count("user_shell_command"), names.count("user_shell_result")
+
+
+async def test_who_waits_for_a_command(tmp_path: Path) -> None:
+    """It belongs to the session: it ends, and is told, whoever waits for it."""
+    async with rig(tmp_path, obedient(tmp_path / "log")) as r:
+        with trio.fail_after(DEADLINE):
+            session = await r.create()
+
+            async def run() -> None:
+                made = await session.shells.start("echo x; exit 3", "client")
+                await made.told.wait()
+                assert made.answer()["exitCode"] == 3
+
+            for step in steps():
+                through = await cut_short(step, run)
+                await until(lambda: not len(session.shells))
+                begun, ended = shell_events(session)
+                assert begun == ended
+                await nothing_left(r, hosts=1)
+                if through:
+                    break
+            else:
+                pytest.fail("it never got through")
+
+
+@pytest.mark.parametrize("command", ["echo x; sleep 0.05", "trap '' TERM; sleep 1000 & echo x"])
+async def test_a_command_itself(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short anywhere it leaves no process, and its end is told once."""
+    for name, seconds in {"DRAIN": 0.05, "REST_GRACE": 0.04, "TERM_GRACE": 0.1}.items():
+        monkeypatch.setattr(session_shell, name, seconds)
+    async with rig(tmp_path, obedient(tmp_path / "log")) as r:
+        with trio.fail_after(DEADLINE):
+            session = await r.create()
+            seen = len(r.books.seen)
+            for step in steps():
+                process = ShellProcess(command, tmp_path, {"PATH": os.environ["PATH"]}, r.books)
+                shell = ShellRun(
+                    id=str(step), command=command, cwd="/", client="c", output=ShellOutput(1000)
+                )
+                made = Running(session, shell, process)
+                if step % 3 == 0:
+                    made.stop("at once")
+                _, before = shell_events(session)
+                through = await cut_short(step, lambda made=made: made.live(60.0))
+                assert made.told.is_set() or shell.end is None, step
+                assert (shell.end is None) == (shell_events(session)[1] == before)
+                await until(lambda p=process: not p.has_members())
+                if through and step % 3:
+                    break
+            else:
+                pytest.fail("it never got through")
+            await nothing_left(r, hosts=1)
+            assert len(r.books.seen) > seen
+
+
+async def test_a_session_that_closes_while_commands_run(tmp_path: Path) -> None:
+    async with rig(tmp_path, obedient(tmp_path / "log")) as r:
+        with trio.fail_after(DEADLINE):
+            for step in (1, 2, 3, 5, 8, 13, 21):
+                session = await r.create()
+                ring = session.ring
+
+                async def run(session: Session = session) -> None:
+                    made = await session.shells.start("sleep 1000", "client")
+                    await made.told.wait()
+
+                await cut_short(step, run)
+                await session.close("test")
+                names = [record.name for record in ring.records]
+                assert names.count("user_shell_command") == names.count("user_shell_result")
+                assert names[-1] == "session_closed"
+                await nothing_left(r)

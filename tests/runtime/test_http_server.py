@@ -14,7 +14,7 @@ import support.transport_imports  # noqa: F401
 import trio
 import trio.testing
 
-from acp_gateway.transports.http_server import KEEP_ALIVE, HttpServer, _Config, _Inbox
+from acp_gateway.transports.http_server import HttpServer, _Config, _Inbox
 from acp_gateway.transports.patience import Patience
 from acp_gateway.transports.peer_stream import PeerStream
 from acp_gateway.transports.request_body import WHEN_GONE
@@ -62,11 +62,17 @@ class Site:
         return bytes(await self.client.receive_some(65536)) == b""
 
 
+KEEP_ALIVE = 75.0
+
+
 @asynccontextmanager
 async def serving(app: Asgi, *, evict: float = 5) -> AsyncIterator[Site]:
     ours, theirs = (trio.socket.from_stdlib_socket(each) for each in socket.socketpair())
     patience = Patience()
-    hub = SimpleNamespace(settings=SimpleNamespace(max_message_bytes=1 << 20), patience=patience)
+    hub = SimpleNamespace(
+        settings=SimpleNamespace(max_message_bytes=1 << 20, http_idle_timeout=KEEP_ALIVE),
+        patience=patience,
+    )
     server = HttpServer(app, cast(Any, hub), 65536)
     peer = CountedPeer(trio.SocketStream(ours), b"", evict)
     site = Site(server, patience, peer, trio.SocketStream(theirs))

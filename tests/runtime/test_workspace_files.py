@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -544,7 +545,7 @@ for name, work in {
     "directory": lambda: write_text((root,), root / "fixed/new", "x", "x", expected=None),
     "dark": lambda: list_directory((root,), root / "dark", "x", rules, ignored=False),
     "dark file": lambda: read_text((root,), root / "dark/a", "x").content,
-    "dark write": lambda: write_for_agent((root,), root / "dark/a", "new"),
+    "dark write": lambda: write_for_agent((root,), root / "dark/a", "new").created,
     "search": lambda: len(search((root,), root, ".", "**/a", rules, ignored=True, most=9,
                                  go_on=lambda: None).paths),
 }.items():
@@ -594,7 +595,7 @@ def test_permissions(root: Path) -> None:
         "directory permission_denied",
         "dark permission_denied",
         "dark file dark/a",
-        "dark write None",
+        "dark write False",
         "search 1",
     ], ran.stderr
     assert (root / "read-only").read_text() == "old" and (root / "dark/a").read_text() == "new"
@@ -830,3 +831,57 @@ async def test_an_agent_asks_the_gateway(root: Path) -> None:
                     continue
                 error = json.loads(told)["error"]
                 assert (error["code"], error["data"]["errorKind"]) == wanted, path
+
+
+# ---- what a killed process left ------------------------------------------------------------------
+
+
+def test_litter_is_taken_away_and_nothing_else(tmp_path: Path) -> None:
+    root = tmp_path.resolve()
+    left, written, other = (root / f".acp-{digit * 16}.tmp" for digit in "0af")
+    left.write_text("a writer was killed")
+    written.write_text("a writer is at work")
+    (root / ".acp-123.tmp").write_text("some other file")
+    (root / "link").write_text("kept")
+    other.symlink_to("link")
+    with written.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write_for_agent((root,), root / "new", "x")
+    names = {".acp-123.tmp", "link", "new", other.name, written.name}
+    assert set(os.listdir(root)) == names and (root / "link").read_text() == "kept"
+    # Once for each directory: the next process looks again.
+    write_for_agent((root,), root / "new", "y")
+    assert set(os.listdir(root)) == names
+    script = (
+        "import sys; from pathlib import Path; "
+        "from acp_gateway.runtime.workspace_write import write_for_agent; "
+        "root = Path(sys.argv[1]); write_for_agent((root,), root / 'new', 'z')"
+    )
+    subprocess.run([sys.executable, "-c", script, str(root)], check=True, timeout=60)
+    assert set(os.listdir(root)) == names - {written.name}
+
+
+def test_somebody_who_locks_what_is_written_stops_nobody_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path.resolve()
+
+    def taken(fd: int, how: int) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr(workspace_write.fcntl, "flock", taken)
+    with pytest.raises(FileError) as caught:
+        write_for_agent((root,), root / "new", "x")
+    assert caught.value.kind is ErrorKind.IO_ERROR and os.listdir(root) == []
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path.resolve()
+    (root / f".acp-{'0' * 16}.tmp").write_text("left")
+
+    def unsupported(fd: int, how: int) -> None:
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    monkeypatch.setattr(workspace_write.fcntl, "flock", unsupported)
+    write_for_agent((root,), root / "new", "x")
+    assert (root / "new").read_text() == "x" and len(os.listdir(root)) == 2

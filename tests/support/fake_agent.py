@@ -21,6 +21,7 @@ from acp_gateway.runtime.agent_rpc import AgentRpc
 from acp_gateway.runtime.session import How, Opening, Session
 from acp_gateway.runtime.sessions import SessionManager
 from acp_gateway.runtime.wakeup import Wakeup
+from acp_gateway.runtime.watchdog import Watchdog
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.runtime.writer_lock import WriterLocks
 
@@ -135,6 +136,8 @@ class FakePool:
         """A lease waits for it."""
         self.refusal: GatewayError | None = None
         """Why no agent is to be had."""
+        self.watchdog = Watchdog()
+        self.environ: dict[str, str] = {}
         self._sessions = 0
 
     @asynccontextmanager

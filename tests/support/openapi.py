@@ -93,7 +93,7 @@ def _word(schema: dict[str, Any] | None) -> str:
 
 def _errors(each: Documented) -> str:
     """Status and words, but for those that every operation has."""
-    usual = {"auth_required", "forbidden", "route_not_found"}
+    usual = {"auth_required", "forbidden", "insufficient_scope", "route_not_found"}
     if each.takes_body:
         usual |= BODY_CODES
     asks_agent = each.codes >= AGENT_CODES

@@ -29,6 +29,7 @@ sys.path.insert(0, str(TESTS))
 from agent_env import AGENTS  # noqa: E402
 from fake_model import FakeModel  # noqa: E402
 from gateway_process import ROOT, running_gateway  # noqa: E402
+from support.auth_server import AuthServer, write_config  # noqa: E402
 from support.event_reader import Frame, ids, parse  # noqa: E402
 from support.event_schemas import faults  # noqa: E402
 from support.openapi import BY_NAME, validator  # noqa: E402
@@ -53,6 +54,7 @@ BODIES: Mapping[str, dict[str, Any]] = {
     "session_approval_mode": {"mode": "default"},
     "session_btw": {"question": "what is this?"},
     "session_task_cancel": {"kind": "shell"},
+    "session_shell": {"command": "echo seen"},
     "session_permission_vote": {"outcome": {"outcome": "cancelled"}},
     "permission_vote": {"outcome": {"outcome": "cancelled"}},
 }
@@ -196,7 +198,8 @@ class Surface:
 
     def _path(self, row: Operation, session: str, given: Mapping[str, str]) -> str:
         known = {"sessionId": session, "workspace": str(self.workspace), "promptId": "none"}
-        known |= {"messageId": "none", "requestId": "none", "taskId": "none", **given}
+        known |= {"messageId": "none", "requestId": "none", "taskId": "none", "shellId": "none"}
+        known |= given
         return row.path.format_map({key: quote(value, safe="") for key, value in known.items()})
 
     def _checked(self, row: Operation, response: httpx2.Response) -> Answer:
@@ -211,6 +214,8 @@ class Surface:
                 self.faults.append(f"{fault}: a body")
             return Answer(status, None)
         media = response.headers.get("content-type", "").partition(";")[0]
+        if media == "text/plain" and row.name == "metrics":
+            return Answer(status, response.text)
         if media != "application/json":
             self.faults.append(f"{fault}: {media}")
             return Answer(status, None)
@@ -393,12 +398,20 @@ def surface(agent: str, base: Path, model_url: str) -> Iterator[Surface]:
     kind = AGENTS[agent]
     env = kind.environment(base / "home", model_url)
     env |= {"ACP_GATEWAY_TOKEN": TOKEN, "AGENT_TAP_LOG": str(log)}
+    env["ACP_GATEWAY_ENABLE_SESSION_SHELL"] = "true"
     tap = [sys.executable, str(TESTS / "support" / "agent_tap.py")]
     # NAME=COMMAND keeps the habits that the gateway knows of NAME.
     command = f"{agent}={shlex.join([*tap, *KNOWN_AGENTS[agent].argv])}"
     headers = {"Authorization": f"Bearer {TOKEN}"}
+
+    def signing_in(provider: AuthServer) -> dict[str, str]:
+        # Also the known provider is this one: nothing goes to the internet.
+        tables = {"local": provider.table(), "qwen-oauth": provider.table()}
+        return write_config(base / "config.toml", tables)
+
     with (
-        running_gateway(workspace, env, ["--agent", command]) as gateway,
+        AuthServer() as provider,
+        running_gateway(workspace, env | signing_in(provider), ["--agent", command]) as gateway,
         httpx2.Client(base_url=gateway.url, headers=headers, timeout=DEADLINE) as http,
     ):
         yield Surface(agent, http, workspace, Tap(log))
@@ -409,29 +422,40 @@ def surface(agent: str, base: Path, model_url: str) -> Iterator[Surface]:
 
 def run(on: Surface) -> dict[Cell, str]:
     """Every operation once, where it succeeds if it can; who answered each."""
+    until = time.monotonic() + DEADLINE
+    while on.call("readyz").status != 200 and time.monotonic() < until:
+        time.sleep(0.1)
     for row in OPERATIONS.values():
         if row.scope == "daemon" and row.method == "GET":
             on.told(row.name)
+    code = on.told("pair_code").body["code"]
+    on.told("pair", body={"code": code})
     made = on.told("session_create", "", "new").body
     on.told("session_create", "", "open")
     session, client = made["sessionId"], made["clientId"]
     on.told("session_prompt", session, client=client, settle=True)
     for row in OPERATIONS.values():
-        if row.scope == "workspace" and row.method == "GET":
+        if row.scope == "workspace" and row.method == "GET" and "{id}" not in row.path:
             on.told(row.name)
         elif row.scope == "session" and row.method == "GET":
             on.told(row.name, session, client=client)
+    flow = on.told("auth_device_flow_start", body={"providerId": "local"}).body
+    for name in ("get", "cancel"):
+        on.told(f"auth_device_flow_{name}", id=flow["deviceFlowId"])
     new = {"path": "new.txt", "content": "a", "mode": "create"}
     made = on.told("file_write", body=new).body
     change = {"path": "new.txt", "oldText": "a", "newText": "b", "expectedHash": made["hash"]}
     on.told("file_edit", body=change)
     for name in ("heartbeat", "metadata", "approval_mode", "recap", "btw", "task_cancel"):
         on.told(f"session_{name}", session, client=client)
+    on.told("session_shell", session, client=client)
+    on.told("session_shell_cancel", session, client=client)
     models = on.call("session_context", session).body["state"]["models"]
     on.told("session_model", session, client=client, body={"modelId": models["currentModelId"]})
     snapshots = on.call("session_rewind_snapshots", session).body["snapshots"]
     prompt = snapshots[0]["promptId"] if snapshots else "none"
     on.told("session_rewind", session, client=client, body={"promptId": prompt})
+    on.told("workspace_reload", client=client)
     _votes(on, session, client)
     _turns(on, session, client)
     _life(on, session, client)

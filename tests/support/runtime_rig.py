@@ -16,6 +16,7 @@ import trio
 
 from acp_gateway.config import Settings
 from acp_gateway.core.event_ring import Record
+from acp_gateway.core.identity import OPEN
 from acp_gateway.core.mediator import Question, Verdict, Voter
 from acp_gateway.core.outlet import Outlet, Subscription
 from acp_gateway.runtime.agent_host import AgentHost
@@ -117,6 +118,7 @@ class Recorder:
     def __init__(self, name: str = "client") -> None:
         self.id = self.origin = self.client_id = name
         self.loopback = True
+        self.identity = OPEN
         self.reads_files = self.writes_files = False
         self.present = True
         self.asked: list[Question] = []

@@ -205,11 +205,15 @@ def test_known_agents_see_what_they_need_and_no_more(monkeypatch: pytest.MonkeyP
     assert seen["NODE_COMPILE_CACHE"].endswith("/node-compile-cache")
 
 
-def test_a_users_command_sees_all_but_the_daemons_secrets() -> None:
+def test_a_users_command_sees_all_but_credentials_that_nobody_named() -> None:
     profile = parse_agent_spec("my-agent")[1]
-    environ = {"A": "1", "DATABASE_PASSWORD": "p"}
+    kept = {"A": "1", "OPENAI_API_KEY": "k"}
     secrets = {"ACP_GATEWAY_TOKEN": "t", "QWEN_SERVER_TOKEN": "t", "NODE_CHANNEL_FD": "3"}
-    assert profile.environment({**environ, **secrets}) == environ
+    secrets |= {"DATABASE_PASSWORD": "p", "DATABASE_URL": "postgres://me:p@db/x"}
+    assert profile.environment({**kept, **secrets}) == kept
+    specs = {"mine": AgentSpec(command=("my-agent",), env_pass=("DATABASE_*",))}
+    named = parse_agent_spec("mine", specs)[1].environment({**kept, **secrets})
+    assert named == kept | {n: v for n, v in secrets.items() if n.startswith("DATABASE_")}
 
 
 def test_find_agents_lists_known_and_own_ones(bin_dir: Path) -> None:

@@ -21,6 +21,8 @@ from acp_gateway.config import (
     is_loopback,
 )
 from acp_gateway.config_load import load_settings
+from acp_gateway.core.identity import Scope
+from acp_gateway.token_store import TokenStore
 
 Load = Callable[..., LoadedSettings]
 
@@ -122,10 +124,13 @@ def test_relative_paths_start_where_they_were_written(load: Load, tmp_path: Path
 
 
 def test_workspaces_are_canonical_and_named_once(load: Load, tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
+    for name in ("real", "other"):
+        (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to("real")
-    loaded = load(workspace=("link", str(tmp_path / "real"), "real/../real"))
-    assert loaded.settings.workspace == (tmp_path / "real",)
+    loaded = load(workspace=("link", "real/../other"))
+    assert loaded.settings.workspace == (tmp_path / "real", tmp_path / "other")
+    with pytest.raises(ConfigError, match="named twice"):
+        load(workspace=("link", str(tmp_path / "real")))
 
 
 def test_unknown_keys_are_refused_with_a_suggestion(load: Load) -> None:
@@ -165,7 +170,7 @@ def test_unknown_variables_are_refused_with_a_suggestion(load: Load) -> None:
         ("host = ''", "not empty"),
         ("host = 5", "text"),
         ("agent = [1]", "text"),
-        ("allow_origin = '*'", "an origin"),
+        ("allow_origin = 'https://*.a'", "an origin"),
         ("allow_origin = 'https://a/path'", "an origin"),
     ],
 )
@@ -353,3 +358,29 @@ def test_config_imports_no_runtime_and_typed_settings_late() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
     )
     assert json.loads(done.stdout) == []
+
+
+def test_a_named_token_is_a_token(load: Load, tmp_path: Path) -> None:
+    """Enough to listen to others and for require_auth; an expired one is none."""
+    file = tmp_path / "tokens.json"
+    store = TokenStore(file)
+    store.create("old", Scope.ADMIN, expires_at=1.0)
+    for asked in ({"host": "0.0.0.0"}, {"require_auth": True}):
+        with pytest.raises(ConfigError, match="token"):
+            load(tokens_file=str(file), **asked)
+        store.create("new", Scope.READ)
+        assert load(tokens_file=str(file), **asked).settings.token is None
+        store.revoke("new")
+
+
+def test_an_issuer_needs_all_that_names_it(load: Load) -> None:
+    whole = {"jwt_jwks": "https://i.example/k", "jwt_issuer": "i", "jwt_audience": "a"}
+    assert load(host="0.0.0.0", **whole).settings.jwt_scope_claim == "scope"
+    for missing in whole:
+        with pytest.raises(ConfigError, match=missing):
+            load(**{name: value for name, value in whole.items() if name != missing})
+    with pytest.raises(ConfigError, match="plain http"):
+        load(**{**whole, "jwt_jwks": "http://i.example/k"})
+    assert load(**{**whole, "jwt_jwks": "http://127.0.0.1:1/k"})
+    with pytest.raises(ConfigError, match="absolute path"):
+        load("jwt_jwks = 'keys.json'\njwt_issuer = 'i'\njwt_audience = 'a'")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acp_gateway.config import is_loopback
+from acp_gateway.config_access import public_url
 from acp_gateway.protocol.errors import ErrorKind
 from acp_gateway.transports import guards
 from acp_gateway.transports.guards import (
@@ -204,6 +205,69 @@ def test_no_origin_or_host_makes_it_fail(text: str) -> None:
             "host",
             "origin",
         )
+
+
+@pytest.mark.parametrize(
+    ("origin", "ok"),
+    [
+        ("https://any.example", True),
+        ("chrome-extension://abc", True),
+        ("null", False),
+        ("NULL", False),
+        ("null/", False),
+        ("", False),
+    ],
+)
+def test_every_origin_but_null(origin: str, ok: bool) -> None:
+    found = why(head({**HOST, "origin": origin}), policy(allow_origin=frozenset({"*"})))
+    assert found == (None if ok else "origin")
+    # Also where null is written out.
+    listed = policy(allow_origin=frozenset({"null", ""}))
+    assert why(head({**HOST, "origin": "null"}), listed) == "origin"
+
+
+# ---- the public URL -----------------------------------------------------------------------------
+
+
+def public(**changes: Any) -> Policy:
+    return policy(public=public_url("https://gw.example/base"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/base/health", "/health"),
+        ("/base", "/"),
+        ("/base/", "/"),
+        ("/base//x", "//x"),
+        ("/base/base/x", "/base/x"),
+        ("/basement", "/basement"),
+        ("/Base/x", "/Base/x"),
+        ("/x/base", "/x/base"),
+        ("/health", "/health"),
+        ("", ""),
+        ("*", "*"),
+    ],
+)
+def test_the_base_path_is_taken_off_once(path: str, route: str) -> None:
+    assert public().route(path) == route
+    assert policy().route(path) == path
+    bare = policy(public=public_url("https://gw.example"))
+    assert bare.route(path) == path
+
+
+def test_what_a_proxy_says_of_the_host_only_takes_away() -> None:
+    good = {"host": "gw.example"}
+    assert why(head(good), public()) is None
+    assert why(head(good, site="https://gw.example"), public()) is None
+    assert why(head(good, site="https://evil.example"), public()) == "host"
+    assert why(head({"host": "evil.example"}, site="https://gw.example"), public()) == "host"
+    # On a wide bind it names the page's own origin, exactly.
+    wide = policy(loopback=False)
+    box = {"host": "10.0.0.1", "origin": "https://box.example"}
+    assert why(head(box, site="https://box.example"), wide) is None
+    assert why(head(box, site="http://box.example"), wide) == "origin"
+    assert why(head(box), wide) == "origin"
 
 
 # ---- bearer -------------------------------------------------------------------------------------

@@ -109,3 +109,7 @@ def test_file_or_directory() -> None:
 @given(st.text(max_size=80))
 def test_any_text_is_rules(text: str) -> None:
     IgnoreRules([text]).hides(("a", "b"), directory=True)
+
+
+def test_a_root_itself_is_never_hidden() -> None:
+    assert IgnoreRules(["*\n/*/\n"]).hides((), directory=True) is None

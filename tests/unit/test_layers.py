@@ -40,8 +40,12 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> str:
         "runtime/redact": "import http.client\nimport acp_gateway.config_load",
         "config": "import trio",
         "transports/guards": "import h11\nimport quart\nimport wsproto",
-        "runtime/wakeup": "import jsonrpcserver\nimport cattrs",
-        "transports/hub": "import click",
+        "runtime/wakeup": (
+            "import jsonrpcserver\nimport cattrs\nimport jwt\nimport watchfiles\n"
+            "import opentelemetry"
+        ),
+        "transports/hub": "import click\nimport httpx2",
+        "transports/figures": "import prometheus_client",
         "demo_agent/script": "import msgspec",
     }.items():
         with (root / "acp_gateway" / f"{module}.py").open("a") as file:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acp_gateway.runtime.redact import redact
+from acp_gateway.runtime import redact as module
+from acp_gateway.runtime.redact import (
+    REDACTED,
+    clean,
+    forget_secret,
+    redact,
+    redact_value,
+    remember_secret,
+    visible,
+)
 
 SECRET = "Zx81-abcdefghijklmnop_9"
 
@@ -47,6 +57,65 @@ SECRET = "Zx81-abcdefghijklmnop_9"
         "npm_{}",
         "AIza{}",
         "jwt eyJhbGciOiJIUzI1NiJ9.{}.{}",
+        "QQBot {}",
+        "Authorization: QQBot {}",
+        "Authorization: Token {}",
+        "Proxy-Authorization: Basic {}",
+        "authorization={}",
+        "refresh_token={}&grant_type=x",
+        '{{"access_token":"{}","expires_in":3600}}',
+        '{{"id_token" : "{}"}}',
+        '{{"password":"{} horse battery staple"}}',
+        "{{'client_secret': '{}'}}",
+        r'{{"params":"{{\"device_code\":\"{}\"}}"}}',
+        "device_code={}",
+        "code_verifier={}",
+        "userCode: {}",
+        "DASHSCOPE_API_KEY={}",
+        "export GITHUB_TOKEN={}",
+        "STRIPE_KEY={}",
+        "AZURE_STORAGE_ACCOUNT_KEY={}",
+        "DB_PASSWORD: {}",
+        "MYSQL_PWD={}",
+        "NPM_AUTH='{}'",
+        "SENTRY_DSN={}",
+        "passphrase = {}",
+        "credentials: {}",
+        "aws_secret_access_key = {}",
+        "aws_access_key_id={}",
+        "Cookie: sid={}; theme=dark",
+        "Set-Cookie: session={}; HttpOnly; Path=/",
+        'cookie: "{}"',
+        "Acp-Connection-Id: {}",
+        "redis://:{}@cache:6379/0",
+        "amqp://guest:{}@mq.example:5672/vhost",
+        "https://me:pa@{}@host.example/path",
+        "wss://host/acp?access_token={}",
+        "https://bucket.s3.example/x?X-Amz-Signature={}&y=1",
+        "https://blob.example/x?sv=1&sig={}",
+        "curl -H 'Authorization: Bearer {}' https://x",
+        "curl --oauth2-token {}",
+        "run --client-secret '{}'",
+        "rk_live_{}",
+        "pk_test_{}",
+        "ghs_{} ghu_{} ghr_{}",
+        "gldt-{}",
+        "xapp-1-{}",
+        "pypi-{}",
+        "ya29.{}",
+        "SG.{}.{}",
+        "whsec_{}",
+        "dop_v1_{}",
+        "https://hooks.slack.com/services/T00000000/B00000000/{}",
+        "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----",
+        r"-----BEGIN PRIVATE KEY-----\n{}\nand it was cut",
+        "-----BEGIN OPENSSH PRIVATE KEY-----\n{}",
+        'error: {{"headers":{{"authorization":"Bearer {}"}}}}',
+        "token\t=\t{}",
+        "  secret:{}  ",
+        "sessionKey={}",
+        "signing_key: {}",
+        "account-key: {}",
     ],
 )
 def test_secrets_are_taken_out(line: str) -> None:
@@ -56,8 +125,29 @@ def test_secrets_are_taken_out(line: str) -> None:
     assert redact(clean) == clean
 
 
-def test_an_access_key_id() -> None:
-    assert redact("AKIAIOSFODNN7EXAMPLE") == "[redacted]"
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "AKIAIOSFODNN7EXAMPLE",
+        "ASIAIOSFODNN7EXAMPLE",
+        "AGE-SECRET-KEY-1QQPQYQSZQGPQYQSZQGPQYQSZQGPQYQSZQGP",
+        "123456789:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw1",
+    ],
+)
+def test_what_is_a_secret_by_its_look(secret: str) -> None:
+    assert redact(f"found {secret} here") == "found [redacted] here"
+
+
+def test_a_remembered_secret_is_taken_out_whatever_it_looks_like() -> None:
+    assert redact("it is correct horse") == "it is correct horse"
+    remember_secret("correct horse")
+    try:
+        assert redact("it is correct horse") == "it is [redacted]"
+        remember_secret("a")  # too short: it would eat the log
+        assert redact("a b") == "a b"
+    finally:
+        forget_secret("correct horse")
+    assert redact("it is correct horse") == "it is correct horse"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +163,52 @@ def test_an_access_key_id() -> None:
         "user@example.com",
         "task-based risk-averse desk-organizer",
         "Bearer of bad news",
+        "Bearer authentication is required",
+        "send a bearer token",
+        "Basic authentication",
         "a" * 300,
+        "token: null",
+        "password: required",
+        "api_key: missing",
+        "secret=undefined",
+        '{"token": null, "password": true}',
+        '"token": "string"',
+        "authorization: none",
+        "cookie: consent",
+        "the cookie jar: full",
+        "sort_key=name&order=asc",
+        "KEY=1",
+        "PRIMARY_KEY=id",
+        "key: value",
+        "keys: 12",
+        "http://127.0.0.1:4170/session/abc/prompt",
+        "http://[::1]:4170/acp",
+        "ws://host:80/a?mail=me@example.com",
+        "git@github.com:owner/name.git",
+        "3f2a9c1e-1b2c-4d5e-8f90-aabbccddeeff",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "sk-learn and sk_buff",
+        "npm install -g @qwen-code/qwen-code",
+        "ghost-writer of the highlands_of_scotland",
+        "hf_hub_download",
+        "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
+        "-----BEGIN PUBLIC KEY-----\nMIIB\n-----END PUBLIC KEY-----",
+        "tokenizer: cl100k_base",
+        "secretary: Jane",
+        "passwordless sign-in",
+        "inputTokens=12 outputTokens=9",
+        "the agent demo ended unexpectedly (exit status 3)",
+        "exit code: 137",
+        "code: permission_forbidden",
+        "/home/me/.ssh/id_rsa.pub",
+        "--port 4170 --max-sessions 20",
+        "--token-file /etc/acp/token",
+        "C:\\Users\\me\\token.txt",
+        "12:34:56 key pressed",
+        "ACP-Session-Id: s-1",
+        "x?a=1&sign=up",
+        "design: blue",
     ],
 )
 def test_what_is_no_secret_stays(line: str) -> None:
@@ -91,10 +226,124 @@ def test_redacting_twice_changes_nothing_more(text: str) -> None:
     assert redact(redact(text)) == redact(text)
 
 
-@pytest.mark.parametrize(
-    "unit", ["a", "-", "_", "token", "token=", "token ", "bearer ", "sk-", "://", "--key ", "eyJ."]
-)
+UNITS = [
+    *(
+        "a",
+        "-",
+        "_",
+        "token",
+        "token=",
+        "token ",
+        "bearer ",
+        "sk-",
+        "://",
+        "--key ",
+        "eyJ.",
+        "--a-",
+    ),
+    *("cookie: a=", '"token":"', "-----BEGIN PRIVATE KEY-----", "A_KEY=", "xxxxxxx_", "://a:"),
+    *("://a:b@", '\\"token\\":\\"', "\\", "token\\\\\\", "key ", "basic a=", "?sig=", "1:AA"),
+    *("eyJaaaaaaaaaaa.", "sk_a", "api-", "a.b.c@", "token='", "token:     ", 'token="\\'),
+]
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_no_text_makes_it_slow(unit: str) -> None:
     """Steps of the engine cannot be counted; a quadratic pattern would need minutes for this."""
     text = unit * (400_000 // len(unit))
     assert len(redact(text)) <= 5 * len(text)
+
+
+class _Counting:
+    """Stands for the patterns, and counts the characters that they are given."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    def sub(self, _: str, text: str) -> str:
+        self.characters += len(text)
+        return text
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000])
+def test_each_pattern_reads_a_text_once_at_most(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = _Counting()
+    patterns = sum(len(each.patterns) for each in module._RULES)
+    rules = tuple(
+        SimpleNamespace(hints=each.hints, patterns=(counting,) * len(each.patterns))
+        for each in module._RULES
+    )
+    monkeypatch.setattr(module, "_RULES", rules)
+    text = ("token=Zx81 ://a:b@c " * size)[:size]
+    redact(text)
+    assert 0 < counting.characters <= patterns * size
+    counting.characters = 0
+    redact("nothing to see " * (size // 15))
+    assert counting.characters == 0  # without a hint no pattern is tried
+    counting.characters = 0
+    clean(text * 100, limit=100)  # what is cut off is not read
+    assert counting.characters <= patterns * (4 * 100 + 4096)
+
+
+# ---- what a terminal would obey ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "char",
+    [
+        *map(chr, (0, 7, 8, 9, 10, 13, 27, 31, 127, 0x80, 0x85, 0x9B, 0x9F)),
+        *map(chr, (0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0x202A, 0x202E, 0x2066, 0x2069)),
+        *map(chr, (0xFEFF, 0xD800, 0xDFFF, 0xE0041)),
+    ],
+)
+def test_control_and_direction_characters_are_shown(char: str) -> None:
+    shown = visible(f"a{char}b")
+    assert char not in shown and shown.isprintable()
+    assert shown.startswith("a\\") and shown.endswith("b")
+
+
+def test_letters_of_all_languages_stay() -> None:
+    text = "Grüße, 你好, שלום, مرحبا, 🙂"
+    assert visible(text) == text
+
+
+def test_clean_cuts_behind_the_redaction() -> None:
+    shown = clean("x" * 90 + f" token={SECRET}", limit=100)
+    assert SECRET[:4] not in shown and len(shown) < 130
+    assert clean("one\ntwo\x1b[31m") == r"one\ntwo\x1b[31m"
+
+
+# ---- JSON values ---------------------------------------------------------------------------------
+
+
+def test_values_lose_what_their_names_call_secret() -> None:
+    before = {
+        "apiKey": SECRET,
+        "x-api-key": "short",
+        "nested": [{"refresh_token": "abc", "model": "m"}],
+        "env": [{"name": "HOME", "value": "/home/me"}, {"name": "A", "value": SECRET}],
+        "headers": {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"},
+        "text": f"my key is token={SECRET}",
+        "args": ["run", "--api-key", "plain", "--verbose", "-x", "y"],
+        "inputTokens": 12,
+        "key": "value",
+        "ok": True,
+        "none": None,
+    }
+    after = redact_value(before)
+    assert SECRET not in repr(after)
+    assert after["apiKey"] == after["x-api-key"] == after["key"] == REDACTED
+    assert after["nested"] == [{"refresh_token": REDACTED, "model": "m"}]
+    assert [each["value"] for each in after["env"]] == [REDACTED, REDACTED]
+    assert after["headers"] == {"Authorization": REDACTED, "Content-Type": "application/json"}
+    assert after["args"] == ["run", "--api-key", REDACTED, "--verbose", "-x", "y"]
+    assert after["text"] == "my key is token=[redacted]"
+    assert (after["inputTokens"], after["ok"], after["none"]) == (12, True, None)
+    assert before["apiKey"] == SECRET  # it is a copy
+
+
+def test_a_deep_value_ends_somewhere() -> None:
+    value: object = SECRET
+    for _ in range(500):
+        value = [value]
+    assert "[too deep]" in repr(redact_value(value)) and SECRET not in repr(redact_value(value))

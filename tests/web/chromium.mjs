@@ -51,10 +51,16 @@ async function newPage({ page, width, height, dark }) {
   pages.set(page, tab);
 }
 
+// While a page goes on to the next one, nothing can be asked of either.
+const asked = (tab, script) =>
+  tab.evaluate(script).catch((error) => {
+    if (!error.message.includes("Execution context was destroyed")) throw error;
+  });
+
 // waitForFunction would need eval inside the page, which a good policy forbids.
 async function until(tab, { script, timeout }) {
   const end = Date.now() + timeout;
-  while (!(await tab.evaluate(script))) {
+  while (!(await asked(tab, script))) {
     if (Date.now() > end) throw new Error(`not within ${timeout} ms`);
     await new Promise((resolve) => setTimeout(resolve, 30));
   }

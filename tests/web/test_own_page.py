@@ -300,3 +300,18 @@ def test_token(browser: Browser, tmp_path: Path) -> None:
         fresh.goto(f"{site.gateway.url}/#token=right%2Dtoken")
         fresh.until(READY)
         assert "token" not in fresh.evaluate("location.href")
+
+
+def test_below_the_path_of_a_public_url(browser: Browser, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        flags = ("--public-url", "http://localhost:1/gate/way")
+        site = start(stack, browser, tmp_path, *flags)
+        for path in ("/gate/way", "/gate/way/demo"):
+            page = browser.page()
+            assert page.goto(site.gateway.url + path) == 200
+            page.until(READY)
+            new_session(page)
+            send(page, "/chunks 3 10")
+            page.wait(ANSWERS)
+            page.until(ENDED)
+            assert not page.noise()

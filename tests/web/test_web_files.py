@@ -30,8 +30,13 @@ def test_own_page_and_all_that_it_names() -> None:
     assert header(page, "referrer-policy") == "no-referrer"
     assert header(page, "x-frame-options") == "DENY"
     assert header(page, "cache-control") == "no-cache"
-    text = page.body.decode()
-    named = set(re.findall(r'(?:href|src)="(/[^"]*)"', text))
+    assert files.get("/pair", "*/*") is None, "the API's"
+    pairing = files.get("/pair", DOCUMENT)
+    assert pairing is not None and header(pairing, "content-security-policy") == policy
+    text = page.body.decode() + pairing.body.decode()
+    # Relative, so that they are found below a base path too.
+    named = {f"/{name}" for name in re.findall(r'(?:href|src)="(demo/[^"]*)"', text)}
+    assert not re.findall(r'(?:href|src)="/', text)
     for module in OWN_DIRECTORY.glob("*.js"):
         named |= {f"/demo/{name}" for name in re.findall(r'from "\./([^"]+)"', module.read_text())}
     assert {"/demo/app.js", "/demo/style.css", "/demo/icon.svg"} < named
@@ -40,7 +45,8 @@ def test_own_page_and_all_that_it_names() -> None:
         assert header(files.get(path, "*/*"), "content-type").startswith(kinds[Path(path).suffix])
     # Nothing is there that the page does not use.
     assert {f"/demo/{path.name}" for path in OWN_DIRECTORY.iterdir()} == named | {
-        "/demo/index.html"
+        "/demo/index.html",
+        "/demo/pair.html",
     }
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
+from acp_gateway.core.identity import OPEN, Identity
 from acp_gateway.core.mediator import Voter
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.agent_profile import AgentProfile
@@ -26,19 +27,29 @@ class Caller:
     """The client id that it says it has, unread."""
     binding: str | None = None
     loopback: bool = False
+    identity: Identity = OPEN
+    """Whose token came with the call."""
     profile: AgentProfile | None = None
     """The agent of the endpoint that it speaks to; None: the daemon's first."""
     leave: Callable[[str], None] | None = None
     """Ends what an ACP connection follows of a session."""
+    wants_no_more: Callable[[], bool] = lambda: True
+    """Asked when the call is cancelled: did the caller take it back? Else its connection broke."""
 
     @property
     def client_id(self) -> str | None:
-        """Raises ``invalid_client_id`` for what cannot be one."""
-        return checked_syntax(self.claimed)
+        """Raises ``invalid_client_id`` for what cannot be one. Who names none goes by the name of
+        its token, where that is its alone."""
+        return checked_syntax(self.claimed) or self.identity.party
 
     @property
     def voter(self) -> Voter:
-        return Voter(client_id=self.client_id, loopback=self.loopback)
+        return Voter(
+            client_id=self.client_id,
+            loopback=self.loopback,
+            name=self.identity.name,
+            party=self.identity.party,
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +57,8 @@ class Reply:
     """An answer that is not just a body with the row's status."""
 
     body: Any = None
+    raw: bytes | None = None
+    """The body as it is, instead of JSON; the headers have its type."""
     status: int | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict)
 
@@ -57,6 +70,8 @@ class Call:
     params: Mapping[str, Any]
     """Members of the body, the query's (as strings), and the path's, the later ones winning."""
     idempotency_key: str | None = None
+    accept: str = ""
+    """The ``Accept`` header."""
     reads: bool = False
     """The operation changes nothing."""
 
@@ -80,9 +95,15 @@ class Call:
         Qwen's client reads and rewinds over REST with the id of its ACP connection.
         """
         session = self.manager.get(self.text("sessionId") or "")
-        if not ((self.reads or anybody) and session.parties.has(self.caller.client_id)):
-            session.parties.check(self.caller.client_id, self.caller.binding, session.id)
+        caller = self.caller
+        if not ((self.reads or anybody) and session.parties.has(caller.client_id, caller.identity)):
+            self.check_client(session)
         return session
+
+    def check_client(self, session: Session) -> None:
+        """Raises ``invalid_client_id``."""
+        caller = self.caller
+        session.parties.check(caller.client_id, caller.binding, session.id, caller.identity)
 
 
 Handler: TypeAlias = Callable[[Call], Awaitable[Any]]

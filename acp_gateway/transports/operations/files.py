@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import trio
 
+from acp_gateway.core.file_audit import Who
 from acp_gateway.core.text_file import (
     MAX_CURSOR,
     MAX_WINDOW,
@@ -78,6 +79,7 @@ async def read(call: Call) -> Any:
         "GET /file",
         workspace_files.read_text,
         call.params.get("path"),
+        _who(call),
         max_bytes=_number(call, "maxBytes", 1, MAX_WINDOW),
         line=line,
         limit=_number(call, "limit", 1, MAX_LINES),
@@ -113,6 +115,7 @@ async def read_bytes(call: Call) -> Any:
         "GET /file/bytes",
         workspace_files.read_bytes,
         call.params.get("path"),
+        _who(call),
         offset=offset,
         length=DEFAULT_BYTES if length is None else length,
     )
@@ -123,7 +126,7 @@ async def read_bytes(call: Call) -> Any:
             "offset": offset,
             "sizeBytes": found.size,
             "returnedBytes": len(found.data),
-            "truncated": offset + len(found.data) < found.size,
+            "truncated": found.truncated,
             "contentBase64": base64.b64encode(found.data).decode(),
             **({} if found.hash is None else {"hash": found.hash}),
         }
@@ -133,7 +136,7 @@ async def read_bytes(call: Call) -> Any:
 async def stat(call: Call) -> Any:
     workspace = call.manager.workspace
     path, status = await workspace.for_client(
-        "stat", "GET /stat", workspace_files.status_of, call.params.get("path")
+        "stat", "GET /stat", workspace_files.status_of, call.params.get("path"), _who(call)
     )
     return _answer(
         {
@@ -153,6 +156,7 @@ async def listing(call: Call) -> Any:
         "GET /list",
         workspace_search.list_directory,
         call.params.get("path"),
+        _who(call),
         rules=workspace.rules,
         ignored=call.flag("includeIgnored"),
     )
@@ -181,6 +185,7 @@ async def glob(call: Call) -> Any:
         "GET /glob",
         workspace_search.search,
         "." if cwd in (None, "") else cwd,
+        _who(call),
         pattern=pattern,
         rules=workspace.rules,
         ignored=call.flag("includeIgnored"),
@@ -204,7 +209,7 @@ async def glob(call: Call) -> Any:
 
 
 async def write(call: Call) -> Any:
-    _check_client(call)
+    who = _writer(call)
     content, mode = _text(call, "content"), call.params.get("mode")
     if mode not in ("create", "replace"):
         raise _wrong("`mode` must be create or replace", field="mode")
@@ -219,6 +224,7 @@ async def write(call: Call) -> Any:
         "POST /file/write",
         workspace_write.write_text,
         call.params.get("path"),
+        who,
         content=content,
         expected=expected if mode == "replace" else None,
         encoding=encoding_of(call.params.get("encoding")),
@@ -237,12 +243,13 @@ async def write(call: Call) -> Any:
 
 
 async def edit(call: Call) -> Any:
-    _check_client(call)
+    who = _writer(call)
     written = await call.manager.workspace.for_client(
         "edit",
         "POST /file/edit",
         workspace_write.edit_text,
         call.params.get("path"),
+        who,
         old_text=_text(call, "oldText"),
         new_text=_text(call, "newText"),
         expected=checked_hash(call.params.get("expectedHash")),
@@ -271,12 +278,28 @@ async def _told(call: Call, written: Written) -> dict[str, Any]:
     }
 
 
-def _check_client(call: Call) -> None:
+def _is_known(call: Call) -> bool:
+    """Is the client id that the caller names one of a live session, or its own?"""
+    claimed, identity = call.caller.claimed, call.caller.identity
+    if call.caller.binding is not None or claimed in (None, identity.party):
+        return True
+    return any(each.parties.has(claimed, identity) for each in call.manager.sessions.values())
+
+
+def _who(call: Call) -> Who:
+    """For the audit. What cannot be believed is left out: reading takes any header."""
+    known = _is_known(call)
+    return Who(client=call.caller.claimed if known else None, actor=call.caller.identity.name)
+
+
+def _writer(call: Call) -> Who:
+    check_client(call)
+    return _who(call)
+
+
+def check_client(call: Call) -> None:
     """Who names itself must be known in some session. Raises ``invalid_client_id``."""
-    claimed = call.caller.client_id
-    if claimed is None or call.caller.binding is not None:
-        return
-    if not any(each.parties.has(claimed) for each in call.manager.sessions.values()):
+    if call.caller.client_id is not None and not _is_known(call):
         raise GatewayError(
             ErrorKind.INVALID_CLIENT_ID,
             "`X-Qwen-Client-Id` is not registered in any session",

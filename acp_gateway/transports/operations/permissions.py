@@ -49,7 +49,7 @@ def _vote(call: Call, named: str | None, body: dict[str, Any]) -> dict[str, Any]
         raise _not_found(request_id, named)
     session = manager.sessions.get(known)
     if session is not None:
-        session.parties.check(caller.client_id, caller.binding, session.id)
+        call.check_client(session)
     members = {key: body[key] for key in _PASSED_ON if key in body}
     decision = manager.desk.vote(named, request_id, members, caller.voter)
     if decision.verdict in (Verdict.RESOLVED, Verdict.RECORDED, Verdict.REPEATED):

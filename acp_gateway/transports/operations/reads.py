@@ -25,7 +25,10 @@ MAX_EVENTS: Final = 500
 
 async def status(call: Call) -> Any:
     session = call.session()
-    return summary(session) | {"pendingInteractions": [_asked(q) for q in session.questions]}
+    return summary(session) | {
+        "pendingInteractions": [_asked(q) for q in session.questions],
+        "usage": session.usage.all.as_json(),
+    }
 
 
 def _asked(question: Question) -> dict[str, Any]:
@@ -130,13 +133,34 @@ async def stats(call: Call) -> Any:
             "sessionStartTimeMs": int(session.created_at * 1000),
             "durationMs": max(0, int((time.time() - session.created_at) * 1000)),
             "promptCount": session.prompts,
-            "models": {},
+            "models": _models(session),
             "sources": [],
             "tools": _tools(session),
             "files": {"totalLinesAdded": 0, "totalLinesRemoved": 0},
             "skills": {},
         }
-    return Reply(body={**_head(session), **told, "sessionId": session.id}, headers=NO_STORE)
+    told |= {"sessionId": session.id, "usage": session.usage.all.as_json()}
+    return Reply(body={**_head(session), **told}, headers=NO_STORE)
+
+
+def _models(session: Session) -> dict[str, Any]:
+    """The tokens that the agent told, all under the model of now: ACP names none with them."""
+    used = session.usage.all
+    if not used.total and not any(used.tokens.values()):
+        return {}
+    return {
+        session.state.model or session.profile.name: {
+            # Turns, not calls of the model: of those nobody tells.
+            "api": {"totalRequests": used.turns, "totalErrors": 0, "totalLatencyMs": 0},
+            "tokens": {
+                "prompt": used.tokens["input"],
+                "candidates": used.tokens["output"],
+                "total": used.total,
+                "cached": used.tokens["cached_read"],
+                "thoughts": used.tokens["thought"],
+            },
+        }
+    }
 
 
 def _tools(session: Session) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import trio
 
+from acp_gateway.core.identity import Scope
 from acp_gateway.core.replay import replay
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime import session_control
@@ -82,7 +83,8 @@ async def create(call: Call) -> Any:
 def _join(call: Call, session: Session) -> str:
     """The caller's id in the session, which is used from now on."""
     session.touch()
-    return session.parties.join(call.caller.client_id, call.caller.binding)
+    caller = call.caller
+    return session.parties.join(caller.client_id, caller.binding, caller.identity)
 
 
 def _cwd(call: Call) -> str:
@@ -210,7 +212,7 @@ async def branch(call: Call) -> Any:
     session, told = await session_control.branch(
         call.manager, source, name, call.text("atRecordId")
     )
-    client_id = session.parties.join(None, call.caller.binding)
+    client_id = session.parties.join(None, call.caller.binding, call.caller.identity)
     finished, journal = replay(
         session.transcript.entries(),
         session.ring.records,
@@ -273,8 +275,8 @@ async def detach(call: Call) -> Any:
     manager = call.manager
     session = manager.get(call.text("sessionId") or "")
     caller = call.caller
-    party = session.parties.find(caller.client_id, caller.binding)
-    if party is None:
+    party = session.parties.find(caller.client_id, caller.binding, caller.identity)
+    if party is None or not session.parties.has(party.client_id):
         return  # gone already, or anonymous: leaving twice is no error
     if caller.leave is not None:
         caller.leave(session.id)
@@ -282,7 +284,8 @@ async def detach(call: Call) -> Any:
         session.parties.leave(party.client_id)
     if not session.parties.has(party.client_id):
         session.desk.leave(session.id, party.client_id)
-        if not session.parties and session.idle:
+        last = not session.parties and session.idle
+        if last and caller.identity.may(Scope.PROMPT):
             session.begin_close("last_client_detached", client=party.client_id)
     session.touch()
 

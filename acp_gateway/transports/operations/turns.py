@@ -10,6 +10,7 @@ from acp_gateway.core.turn_queue import Turn
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.protocol.methods import strip_private_meta
 from acp_gateway.runtime import session_control
+from acp_gateway.runtime.turn_trace import told_meta
 from acp_gateway.transports.operations.call import Call, bad_request
 
 MAX_KEY = 256
@@ -29,6 +30,7 @@ async def prompt(call: Call) -> Any:
         params,
         origin=call.caller.binding,
         client=call.caller.client_id,
+        identity=call.caller.identity,
         key=None if key is None else f"rest:{call.caller.client_id or ''}:{key}",
         time_limit=_deadline(call.params.get("deadlineMs")),
     )
@@ -36,6 +38,7 @@ async def prompt(call: Call) -> Any:
         "promptId": turn.prompt_id,
         "lastEventId": turn.watermark,
         "eventEpoch": session.epoch,
+        "_meta": told_meta(turn),
     }
 
 

@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from acp_gateway.core.envelope import sse_envelopes, synthetic
+from acp_gateway.core.identity import OPEN, Identity
 from acp_gateway.core.lag import Lag
 from acp_gateway.core.outlet import Outlet, Slot, Subscription
 from acp_gateway.core.resume import Replay, plan_replay, resync
@@ -69,7 +70,15 @@ class EventStream:
     Raises ``invalid_max_queued``, ``subscriber_limit_exceeded``, or why the session is over.
     """
 
-    def __init__(self, hub: Hub, feed: Feed, headers: Mapping[str, str], query: str) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        feed: Feed,
+        headers: Mapping[str, str],
+        query: str,
+        identity: Identity = OPEN,
+    ) -> None:
+        self._identity = identity
         self.id = str(uuid.uuid4())
         options = parse_qs(query, keep_blank_values=True)
         self._lag = Lag(_max_queued(options.get("maxQueued")), MAX_QUEUED_BYTES)
@@ -116,6 +125,7 @@ class EventStream:
         if plan.cut is not None:
             self._put(_frame("state_resync_required", plan.cut), plan.stop, self._live_from)
         self._put(_frame("replay_complete", plan.complete), self._live_from)
+        self._hub.traffic.replayed(plan.resync, plan.cut)
 
     def _fell_behind(self, sub: Subscription) -> bytes:
         data = resync("ring_evicted", sub.cursor, sub.ring.first_id)
@@ -138,17 +148,33 @@ class EventStream:
                     return
         warning = self._lag.warning(frames, bytes, sub.ring.last_id)
         if warning is not None:
+            self._hub.traffic.slow()
             outlet.send(_frame("slow_client_warning", warning))
         self._wakeup.set()
 
     def _evict(self, data: dict[str, Any]) -> None:
+        self._hub.traffic.evict(data["reason"])
         log.info("stream_evicted", feed=self._feed.id, stream=self.id, reason=data["reason"])
         self._eviction = _frame("client_evicted", data)
         self._scope.cancel()
         self._context.run(give_up_peer)  # the publisher's own peer is somebody else
 
+    def _let_go(self, reason: str, sentence: str) -> None:
+        """Its token has ended: nothing more of the feed goes out."""
+        if self._eviction is None:
+            data = {"error": sentence, "errorKind": reason}
+            self._eviction = _frame("stream_error", data)
+        self._scope.cancel()
+        if self._outlet.blocked:
+            # A write that is stuck would hold up the end.
+            self._context.run(give_up_peer)
+
     async def run(self, send: Send) -> None:
-        """Serve until the client or the session goes."""
+        """Serve until the client, its token or the session goes."""
+        with self._hub.policy.keyring.holding(self._identity, self._let_go):
+            await self._run(send)
+
+    async def _run(self, send: Send) -> None:
         feed, settings = self._feed, self._hub.settings
         feed.streams += 1
         self._hub.stream_began()
@@ -187,6 +213,7 @@ class EventStream:
         except* trio.TooSlowError:
             idle = round(settings.evict_timeout * 1000)
             word = "writer_idle_timeout"
+            self._hub.traffic.stalled()
             data = {"reason": word, "errorKind": word, "idleForMs": idle, "timeoutMs": idle}
             self._eviction = _frame("client_evicted", data)
         finally:

@@ -20,6 +20,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
+from acp_gateway.core.identity import Identity
 from acp_gateway.protocol.errors import ErrorKind, FileError, GatewayError
 from acp_gateway.protocol.extensions import OPERATIONS, Access, Operation
 from acp_gateway.transports.acp_http import Answer
@@ -50,6 +51,7 @@ class Asked:
     headers: Mapping[str, str]
     query: bytes
     loopback: bool
+    identity: Identity
     body: Callable[[], Awaitable[bytes]]
 
 
@@ -93,18 +95,26 @@ class Routes:
 
     async def answer(self, row: Operation, path: Mapping[str, Any], asked: Asked) -> Answer:
         """Raises `GatewayError`, and what ``asked.body`` raises."""
-        check_access(row, self._hub)
+        identity = asked.identity
         params = dict(path)
         if row.method not in ("GET", "DELETE"):
             params = {**_object(await asked.body(), asked.headers), **params}
+            # A body may take its time, and its sender may have lost its token meanwhile.
+            self._hub.policy.keyring.check(identity)
         elif asked.query:
             params = {**_query(asked.query), **params}
+        check_access(row, self._hub, identity, local=asked.loopback)
         headers = asked.headers
         call = Call(
             hub=self._hub,
-            caller=Caller(claimed=headers.get("x-qwen-client-id"), loopback=asked.loopback),
+            caller=Caller(
+                claimed=headers.get("x-qwen-client-id"),
+                loopback=asked.loopback,
+                identity=identity,
+            ),
             params=params,
             idempotency_key=headers.get("idempotency-key"),
+            accept=headers.get("accept", ""),
             reads=row.access is Access.READ,
         )
         told = await HANDLERS[row.name](call)
@@ -112,6 +122,8 @@ class Routes:
         status = reply.status or row.success
         if status == 204:
             return Answer(204, b"", tuple(reply.headers.items()))
+        if reply.raw is not None:
+            return Answer(status, reply.raw, tuple(reply.headers.items()))
         return Answer(status, dumps(reply.body), (*JSON, *reply.headers.items()))
 
 

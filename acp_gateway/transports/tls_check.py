@@ -18,6 +18,11 @@ class TlsProblem(Exception):
 
 def expiry(cert: Path, key: Path) -> float:
     """Unix time at which the certificate ends. Raises `TlsProblem` when the pair is unusable."""
+    return validity(cert, key)[1]
+
+
+def validity(cert: Path, key: Path) -> tuple[float, float]:
+    """Unix times between which the certificate is good. Raises `TlsProblem`."""
     for path in (cert, key):
         try:
             path.read_bytes()
@@ -44,7 +49,8 @@ def expiry(cert: Path, key: Path) -> float:
         raise TlsProblem(
             "tls_invalid", f"The files are not a certificate and a key: {reason}.", "Use PEM files."
         ) from error
-    return ssl.cert_time_to_seconds(_not_after(server, cert))
+    begin, end = _dates(server, cert)
+    return ssl.cert_time_to_seconds(begin), ssl.cert_time_to_seconds(end)
 
 
 class _EncryptedKey(Exception):
@@ -55,7 +61,7 @@ def _no_passphrase() -> str:
     raise _EncryptedKey
 
 
-def _not_after(server: ssl.SSLContext, cert: Path) -> str:
+def _dates(server: ssl.SSLContext, cert: Path) -> tuple[str, str]:
     """Shake hands in memory: ssl decodes only a certificate that a peer sent and that it trusts.
 
     An expired one is never trusted, so the client's clock check is turned off.
@@ -76,8 +82,8 @@ def _not_after(server: ssl.SSLContext, cert: Path) -> str:
             raise TlsProblem(
                 "tls_invalid", f"The certificate cannot be used: {error.reason}.", "Make a new one."
             ) from error
-    found = (near.getpeercert() or {}).get("notAfter")
-    return str(found)
+    found = near.getpeercert() or {}
+    return str(found.get("notBefore")), str(found.get("notAfter"))
 
 
 _NO_CHECK_TIME = 0x200000
