@@ -305,6 +305,26 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def secret_line(path: Path, what: str, source: str) -> str:
+    """The first line of a file, stripped. ``what`` is the file, for the `ConfigError`."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            line = file.readline(65536).strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The {what} {path} cannot be read: {error}.",
+            remedy="Check that the file exists and that you may read it.",
+            source=source,
+        ) from error
+    if not line:
+        raise ConfigError(
+            f"The first line of the {what} {path} is empty.",
+            remedy="Put the secret there, and nothing before it.",
+            source=source,
+        )
+    return line
+
+
 def unix_path(target: str) -> str | None:
     """The absolute path that ``unix:PATH`` names; None for anything else.
 
@@ -322,6 +342,13 @@ def default_config_file() -> Path:
     import platformdirs
 
     return platformdirs.user_config_path(APP_NAME, appauthor=False) / "config.toml"
+
+
+def state_directory() -> Path:
+    """Where this user's gateways keep what they need after their end; it may not be there yet."""
+    import platformdirs
+
+    return platformdirs.user_state_path(APP_NAME, appauthor=False)
 
 
 AGENT_NAME: Final = r"[A-Za-z][A-Za-z0-9_-]{0,63}"

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
@@ -30,6 +29,7 @@ from acp_gateway.config import (
     Settings,
     default_config_file,
     did_you_mean,
+    secret_line,
     split_command,
 )
 
@@ -439,13 +439,16 @@ def _finish(
 
 
 def _has_other_tokens(settings: Settings) -> bool:
-    """Is there somebody else who may come in: by a named token, or by an outside issuer's?"""
+    """Will a token be asked for all the same: a named one, or an outside issuer's?
+
+    The same as `Keyring.demanding`. Raises `ConfigError` for tokens that cannot be read."""
     if settings.jwt_jwks is not None:
         return True
     from acp_gateway.token_store import TokenStore
 
-    now = time.time()
-    return any(not each.expired(now) for each in TokenStore(settings.tokens_file).read())
+    store = TokenStore(settings.tokens_file)
+    store.read()
+    return store.there
 
 
 _NOT_NEGATIVE: Final = (
@@ -475,20 +478,5 @@ def _directory(path: Path, key: str, source: str) -> Path:
 
 
 def read_token(path: Path, source: str) -> str:
-    """The first line of the file, stripped."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            token = file.readline(65536).strip()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"The token file {path} cannot be read: {error}.",
-            remedy="Check that the file exists and that you may read it.",
-            source=source,
-        ) from error
-    if not token:
-        raise ConfigError(
-            f"The first line of the token file {path} is empty.",
-            remedy="Put the token on its first line.",
-            source=source,
-        )
-    return token
+    """The token in a file."""
+    return secret_line(path, "token file", source)

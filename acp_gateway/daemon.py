@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from acp_gateway import __version__
-from acp_gateway.config import LoadedSettings, PortError
+from acp_gateway.config import LoadedSettings, PortError, state_directory
 from acp_gateway.config_access import public_url
 from acp_gateway.protocol.errors import GatewayError
 from acp_gateway.runtime import otlp, own_memory, runtime_file
@@ -41,10 +41,10 @@ from acp_gateway.runtime.tracing import tracing
 from acp_gateway.runtime.watchdog import Watchdog
 from acp_gateway.runtime.workspace import Workspace
 from acp_gateway.runtime.writer_lock import WriterLocks
-from acp_gateway.token_store import TokenStore
+from acp_gateway.token_store import TokenStore, token_digest
 from acp_gateway.transports.activation import Passed, take_passed
 from acp_gateway.transports.doors import Address, Doors, open_doors
-from acp_gateway.transports.guards import Policy, token_digest
+from acp_gateway.transports.guards import Policy
 from acp_gateway.transports.unix_socket import UnixSocketInUse
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _providers(loaded: LoadedSettings, profiles: Profiles) -> Mapping[str, Provi
         loaded.auth,
         profiles,
         base=Path.cwd() if file is None else file.parent,
-        state=_state_dir(),
+        state=state_directory(),
         source=f"file {file}",
         allow_private=loaded.settings.allow_private_auth_base_url,
     )
@@ -155,7 +155,11 @@ class Daemon:
                 environ[otlp.ENDPOINT] = otlp.base_url(settings.otlp_endpoint)
         self._pool = AgentPool(profiles, settings, self._watchdog, self._workspace.default, environ)
         self._manager = SessionManager(
-            settings, self._pool, self._workspace, profiles, WriterLocks(_state_dir() / "locks")
+            settings,
+            self._pool,
+            self._workspace,
+            profiles,
+            WriterLocks(state_directory() / "locks"),
         )
         self._manager.follow(self._live)
         self._reload_asked = trio.Event()
@@ -183,6 +187,7 @@ class Daemon:
         if token is None and keyring.demanding:
             # For the commands of this user, which find it in the runtime file.
             token = secrets.token_urlsafe(32)
+            remember_secret(token)
         self._token = token
         try:
             doors = open_doors(settings, self._passed, asks_for_token=token is not None)
@@ -219,12 +224,9 @@ class Daemon:
                 self._announced.set()
                 self._service.ready(f"Listening on {address.url}")
                 if settings.open:
-                    import webbrowser
+                    from acp_gateway.runtime.open_page import open_page
 
-                    # Behind the # it is sent to nobody.
-                    fragment = "" if token is None else f"#token={token}"
-                    page = f"{self._links(address)[0]}/{fragment}"
-                    await trio.to_thread.run_sync(webbrowser.open, page)
+                    nursery.start_soon(open_page, f"{self._links(address)[0]}/", token)
                 await self._stopping.wait()
                 self._service.stopping("Ending turns and agents")
                 await self._stop(hub, listener)
@@ -282,7 +284,7 @@ class Daemon:
         await nursery.start(sign_ins.run)
         hub = Hub(self.settings, self._manager, policy, sign_ins)
         hub.wire = self._wire
-        hub.state_dir = _state_dir()
+        hub.state_dir = state_directory()
         hub.log_health = self._logging.health
         hub.follow(self._live)
         hub.certificates = certificates
@@ -393,7 +395,7 @@ class Daemon:
             startup_ms=round(took * 1000),
             file_only=True,
         )
-        note = getattr(self.profiles, "note", None)
+        note = self.profiles.note
         roots = [str(root) for root in self._workspace.roots]
         if self._json_lines:
             line: dict[str, Any] = {
@@ -570,9 +572,3 @@ def _import(*modules: str) -> None:
 
 def _seconds(took: float) -> str:
     return f"{took:.1f} s" if took >= 1 else f"{took * 1000:.0f} ms"
-
-
-def _state_dir() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_state_dir("acp-gateway", appauthor=False))

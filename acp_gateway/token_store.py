@@ -10,14 +10,12 @@ seconds. It is replaced whole, under a lock, with mode 0600.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -26,8 +24,9 @@ from typing import Any, Final
 
 import attrs
 
-from acp_gateway.config import APP_NAME, ConfigError
+from acp_gateway.config import ConfigError, state_directory
 from acp_gateway.core.identity import WORDS, Identity, Kind, Scope
+from acp_gateway.private_file import lock, replace_file
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 
 FORMAT: Final = 1
@@ -40,14 +39,8 @@ LOCK_TIMEOUT: Final = 5.0
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def default_file() -> Path:
-    """Where the tokens of this user are."""
-    import platformdirs
-
-    return platformdirs.user_state_path(APP_NAME, appauthor=False) / "tokens.json"
-
-
-def digest(token: str) -> bytes:
+def token_digest(token: str) -> bytes:
+    """What is kept of a token, and compared."""
     return hashlib.sha256(token.encode(errors="surrogatepass")).digest()
 
 
@@ -159,7 +152,7 @@ class TokenStore:
     """The file. Reads and writes it at each call; `MOST_BYTES` bounds what that costs."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = default_file() if path is None else path
+        self.path = state_directory() / "tokens.json" if path is None else path
 
     def fingerprint(self) -> Fingerprint:
         try:
@@ -167,6 +160,12 @@ class TokenStore:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_ino, status.st_size
+
+    @property
+    def there(self) -> bool:
+        """Has somebody made tokens here? Also when none of them is good any more: a gateway that
+        was closed must not open because its last token has ended. Only to delete the file does."""
+        return os.path.lexists(self.path)  # a link to nothing is not the absence of a wish
 
     def read(self) -> tuple[NamedToken, ...]:
         """All, the expired among them; none without a file. Raises `TokenFileError`."""
@@ -243,7 +242,7 @@ class TokenStore:
                 name=name,
                 scope=scope,
                 kind=kind,
-                sha256=digest(token),
+                sha256=token_digest(token),
                 created_at=now,
                 expires_at=expires_at,
             )
@@ -261,49 +260,26 @@ class TokenStore:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = self.path.with_name(self.path.name + ".lock")
+        path = self.path.with_name(self.path.name + ".lock")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            deadline = time.monotonic() + LOCK_TIMEOUT
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise TokenFileError(
-                            f"Another program has held the lock {lock} for {LOCK_TIMEOUT:g} s.",
-                            remedy="Try again, or end that program.",
-                        ) from None
-                    time.sleep(0.02)
+            if not lock(fd, LOCK_TIMEOUT):
+                raise TokenFileError(
+                    f"Another program has held the lock {path} for {LOCK_TIMEOUT:g} s.",
+                    remedy="Try again, or end that program.",
+                )
             yield
         finally:
             os.close(fd)
 
     def _write(self, tokens: list[NamedToken]) -> None:
         content = {"v": FORMAT, "tokens": [each.to_dict() for each in tokens]}
-        directory = self.path.parent
         try:
-            fd, temporary = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=directory)  # 0600
-            try:
-                with os.fdopen(fd, "w", encoding="utf-8") as file:
-                    json.dump(content, file, indent=1)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-            with contextlib.suppress(OSError):  # not every file system can
-                at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    os.fsync(at)
-                finally:
-                    os.close(at)
+            replace_file(self.path, json.dumps(content, indent=1).encode())
         except OSError as error:
             raise self._unwritable(error) from error
 

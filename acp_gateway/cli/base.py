@@ -87,13 +87,13 @@ def report(error: Exception) -> int:
     if debug_state["on"]:
         traceback.print_exception(error)
     if isinstance(error, ConfigError):
-        _print_error(error.message, error.source, error.remedy)
+        print_error(error.message, error.source, error.remedy)
         return error.exit_code
     if isinstance(error, GatewayError):
-        _print_error(error.message, None, error.remedy)
+        print_error(error.message, None, error.remedy)
         return 5 if error.kind.word.startswith("agent_") else 1
     detail = str(error).strip().splitlines()
-    _print_error(
+    print_error(
         f"Internal error: {type(error).__name__}{': ' + detail[0] if detail else ''}",
         None,
         "This is a bug. Run the command again with --debug and report what it prints.",
@@ -101,7 +101,8 @@ def report(error: Exception) -> int:
     return 1
 
 
-def _print_error(message: str, source: str | None, remedy: str | None) -> None:
+def print_error(message: str, source: str | None, remedy: str | None) -> None:
+    """An error in the form that all commands have for it, on stderr."""
     from acp_gateway.runtime.redact import clean
 
     message, remedy = clean(message, 4096), remedy and clean(remedy, 4096)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from acp_gateway.cli.base import command, json_option, print_json, print_table, say
+from acp_gateway.cli.base import command, json_option, print_error, print_json, print_table, say
 
 if TYPE_CHECKING:
     from acp_gateway.runtime.runtime_file import RuntimeInfo
@@ -102,9 +102,10 @@ def _base(info: RuntimeInfo | None, url: str | None) -> str:
 
     if info is not None:
         return info.base
-    if url is not None and info is None and (path := unix_path(url)) is not None:
+    assert url is not None
+    if (path := unix_path(url)) is not None:
         return f"unix:{path}"
-    base = info.url if info else f"{url if '//' in str(url) else f'http://{url}'}"
+    base = url if "//" in url else f"http://{url}"
     base = base.replace("ws://", "http://", 1).replace("wss://", "https://", 1)
     return base.split("?")[0].rstrip("/").removesuffix("/acp")
 
@@ -188,10 +189,7 @@ def reload(url: str | None, token: str | None, as_json: bool) -> int:
             click.echo(f"Needs a restart: {_plain(told['restartRequired'])}")
     else:
         told = body if isinstance(body, dict) else {"error": f"HTTP status {status}"}
-        say(f"acp-gateway: {told.get('error')}")
-        for name, key in (("from", "source"), ("try", "remedy")):
-            if told.get(key):
-                say(f"  {name + ':':<5} {told[key]}")
+        print_error(str(told.get("error")), told.get("source"), told.get("remedy"))
     return 0 if status == 200 else 1
 
 

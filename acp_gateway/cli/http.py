@@ -5,10 +5,34 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from acp_gateway.cli.base import say
 from acp_gateway.config import unix_path
 
 if TYPE_CHECKING:
     import http.client
+
+    from acp_gateway.runtime.runtime_file import RuntimeInfo
+
+
+def running(target: str | None) -> RuntimeInfo | None:
+    """The gateway of this user that ``target`` means; None when there is none, which is said."""
+    from acp_gateway.runtime.runtime_file import find
+
+    info = find(target)
+    if info is None and target:
+        say(f"No gateway {target} is running.")
+    elif info is None:
+        say("No gateway is running. Start one with: acp-gateway serve")
+    return info
+
+
+def ask_own(
+    info: RuntimeInfo, path: str, *, timeout: float, method: str = "GET", body: Any = None
+) -> tuple[int, Any]:
+    """`ask` a gateway of this user."""
+    return ask(
+        info.base, path, token=info.token, timeout=timeout, own=True, method=method, body=body
+    )
 
 
 def ask(

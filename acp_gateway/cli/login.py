@@ -34,11 +34,10 @@ def login(provider: str | None, gateway: str | None) -> int:
     Prints a link and a code for a browser on any device, and waits. PROVIDER may be left out when
     the gateway knows one only.
     """
-    from acp_gateway.runtime.runtime_file import find
+    from acp_gateway.cli.http import running
 
-    info = find(gateway)
+    info = running(gateway)
     if info is None:
-        say("No gateway is running. Start one with: acp-gateway serve")
         return 1
     call = _caller(info)
     try:
@@ -53,19 +52,11 @@ Call = Callable[..., Any]
 
 
 def _caller(info: RuntimeInfo) -> Call:
-    from acp_gateway.cli.http import ask
+    from acp_gateway.cli.http import ask_own
 
     def call(method: str, path: str, body: Any = None) -> Any:
         try:
-            status, answer = ask(
-                info.base,
-                path,
-                method=method,
-                token=info.token,
-                timeout=ANSWER,
-                own=True,
-                body=body,
-            )
+            status, answer = ask_own(info, path, timeout=ANSWER, method=method, body=body)
         except OSError as error:
             raise _Refused(f"The gateway {info.url} does not answer: {error}.") from error
         if status < 400:

@@ -33,11 +33,11 @@ def logs(target: str | None, follow: bool, lines: int, as_json: bool) -> int:
 
     PID or URL may be left out when one gateway runs, or one that serves the current directory.
     """
-    from acp_gateway.runtime.runtime_file import find, is_alive
+    from acp_gateway.cli.http import running
+    from acp_gateway.runtime.runtime_file import is_alive
 
-    info = find(target)
+    info = running(target)
     if info is None:
-        say(f"No gateway {target} is running." if target else "No gateway is running.")
         return 1
     if info.log_file is None:
         say("This gateway has no log file: its log goes to stderr only.")

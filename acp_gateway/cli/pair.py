@@ -35,14 +35,12 @@ def pair(
     The code is good for 2 minutes, once, and void after 5 wrong ones. The device gets a named
     token, which `acp-gateway token revoke` takes away.
     """
-    from acp_gateway.cli.http import ask
+    from acp_gateway.cli.http import ask_own, running
     from acp_gateway.core.pairing import LIFETIME
-    from acp_gateway.runtime.runtime_file import find
     from acp_gateway.token_store import parse_expiry
 
-    info = find(gateway)
+    info = running(gateway)
     if info is None:
-        say("No gateway is running. Start one with: acp-gateway serve")
         return 1
     body: dict[str, Any] = {"scope": chosen_scope(scopes, "approve").word}
     if name is not None:
@@ -50,15 +48,7 @@ def pair(
     if expires is not None:
         body["expiresInSeconds"] = max(1, round(parse_expiry(expires, time.time()) - time.time()))
     try:
-        status, told = ask(
-            info.base,
-            "/pair/code",
-            token=info.token,
-            timeout=10,
-            own=True,
-            method="POST",
-            body=body,
-        )
+        status, told = ask_own(info, "/pair/code", timeout=10, method="POST", body=body)
     except OSError as error:
         say(f"The gateway at {info.url} does not answer: {error}.")
         return 1

@@ -11,10 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-import platformdirs
-
 from acp_gateway.cli.http import ask
-from acp_gateway.config import APP_NAME, ENV_PREFIX, PACKAGE_PATH, ConfigError
+from acp_gateway.config import APP_NAME, ENV_PREFIX, PACKAGE_PATH, ConfigError, state_directory
 from acp_gateway.runtime import runtime_file
 
 if TYPE_CHECKING:
@@ -112,7 +110,7 @@ def _answers(info: RuntimeInfo) -> bool:
 
 
 def _new_log() -> Path:
-    directory = platformdirs.user_state_path(APP_NAME, appauthor=False) / "log"
+    directory = state_directory() / "log"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for old in sorted(directory.glob("spawned-*.log"))[: -(_KEPT_LOGS - 1)]:
         old.unlink(missing_ok=True)

@@ -126,11 +126,14 @@ def list_command(tokens_file: str | None, as_json: bool) -> None:
 @click.argument("name")
 def revoke(name: str, tokens_file: str | None) -> int:
     """Take a token away. Gateways close the connections that came in with it."""
-    gone = _store(tokens_file).revoke(name)
+    store = _store(tokens_file)
+    gone = store.revoke(name)
     if gone is None:
         say(f'There is no token "{name}". `acp-gateway token list` lists them.')
         return 1
     click.echo(f'Revoked the token "{name}".')
+    if not store.read():
+        say(f"It was the last one. Gateways ask for a token until you delete {store.path}.")
     return 0
 
 

@@ -28,7 +28,7 @@ class Scope(IntEnum):
     PROMPT = 2
     """Work: create sessions, send prompts, cancel, change what belongs to a session."""
     APPROVE = 3
-    """Answer permission requests."""
+    """Answer permission requests, and choose the mode, which decides what is asked at all."""
     ADMIN = 4
     """Change the workspace and the daemon itself, sign agents in, read the audit."""
 
@@ -122,6 +122,9 @@ _ATTACHING: Final = frozenset(
 )
 """Rows that are no GET, but do no more than to come, to stay and to go."""
 _VOTES: Final = frozenset({"session_permission_vote", "permission_vote"})
+CHANGES_MODE: Final = Scope.APPROVE
+"""There is a mode in which an agent asks nobody: to choose one answers all questions to come."""
+_MODES: Final = frozenset({"session_approval_mode"})
 _CONFIDENTIAL: Final = frozenset({"permission_audit"})
 """Reads that tell of everybody."""
 
@@ -138,6 +141,9 @@ _ACP: Final = {
     "$/cancel_request": Scope.READ,
     "session/permission": Scope.APPROVE,
     "session/request_permission": Scope.APPROVE,
+    "session/set_mode": CHANGES_MODE,
+    # Agents have their modes among these options, each under an id of its own.
+    "session/set_config_option": CHANGES_MODE,
     "authenticate": Scope.ADMIN,
     "logout": Scope.ADMIN,
 }
@@ -149,6 +155,8 @@ def required(row: Operation) -> Scope | None:
         return None
     if row.name in _VOTES:
         return Scope.APPROVE
+    if row.name in _MODES:
+        return CHANGES_MODE
     if row.name in _CONFIDENTIAL:
         return Scope.ADMIN
     if row.name in _ATTACHING:

@@ -64,12 +64,18 @@ class Pairing:
         """Make a code good; the one before it is void."""
         self._open = _Open(code, offer, now + LIFETIME)
 
-    def redeem(self, guess: str, now: float) -> Offer | TooMany | None:
-        """What a guess is worth; None: nothing. A right one is never right again."""
+    def wait(self, now: float) -> TooMany | None:
+        """Is a guess not even looked at now?"""
         while self._guesses and now - self._guesses[0] >= _MINUTE:
             self._guesses.popleft()
-        if len(self._guesses) >= PER_MINUTE:
-            return TooMany(wait=_MINUTE - (now - self._guesses[0]))
+        if len(self._guesses) < PER_MINUTE:
+            return None
+        return TooMany(wait=_MINUTE - (now - self._guesses[0]))
+
+    def redeem(self, guess: str, now: float) -> Offer | TooMany | None:
+        """What a guess is worth; None: nothing. A right one is never right again."""
+        if (wait := self.wait(now)) is not None:
+            return wait
         self._guesses.append(now)
         if self._open is not None and now >= self._open.until:
             self._open = None

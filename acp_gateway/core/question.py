@@ -33,6 +33,15 @@ class Policy(Enum):
     """Anybody on this machine."""
 
 
+_STRICTNESS: Final = {
+    Policy.FIRST_RESPONDER: 0,
+    Policy.DESIGNATED: 1,
+    Policy.CONSENSUS: 1,
+    Policy.LOCAL_ONLY: 2,
+}
+"""Two of the same number protect from different things: neither stands in for the other."""
+
+
 @attrs.frozen(kw_only=True)
 class Rule:
     """Taken when a request is issued; a later change does not reach it."""
@@ -40,6 +49,16 @@ class Rule:
     policy: Policy = Policy.FIRST_RESPONDER
     quorum: int | None = None
     """For consensus; None: more than half."""
+
+    def at_least(self, other: Rule) -> bool:
+        """Is it ``other``, or stricter?"""
+        if self.policy is not other.policy:
+            return _STRICTNESS[self.policy] > _STRICTNESS[other.policy]
+        if self.policy is not Policy.CONSENSUS or self.quorum == other.quorum:
+            return True
+        # Whether a number is more than half is known only when somebody asks.
+        mine, theirs = self.quorum, other.quorum
+        return mine is not None and theirs is not None and mine > theirs
 
     def quorum_of(self, voters: int) -> int:
         """Equal votes that decide, among that many voters. At least 1."""

@@ -28,6 +28,7 @@ import structlog
 
 from acp_gateway.config import MIB
 from acp_gateway.runtime.redact import redact
+from acp_gateway.runtime.rotating_file import move_aside
 
 log = structlog.get_logger("acp_gateway.audit")
 
@@ -97,16 +98,7 @@ class AuditLog:
                     os.ftruncate(fd, before.st_size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if regular and before.st_size + written >= self._max_bytes:
-            self._move_aside()
-
-    def _move_aside(self) -> None:
-        for number in range(self._kept - 1, 0, -1):
-            with suppress(FileNotFoundError):
-                os.replace(f"{self.path}.{number}", f"{self.path}.{number + 1}")
-        if self._kept:
-            os.replace(self.path, f"{self.path}.1")
-        else:
-            os.unlink(self.path)
+            move_aside(self.path, self._kept)
 
 
 def _lock(fd: int) -> None:

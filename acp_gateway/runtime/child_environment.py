@@ -114,18 +114,27 @@ _CREDENTIAL_NAME: Final = re.compile(
     r"(?i)(?:^|[_.:/-])_*(?:api|access|secret|private|auth|o)?"
     r"(?:tokens?|secrets?|passwords?|passwd|passphrase|pass|keys?|credentials?|creds?"
     r"|cookies?|auth|auth_config|pat|pin|dsn)(?:[_-]?(?:id|value|base64|b64|hash|\d+))?$"
-    r"|(?:token|secret|password|passwd|apikey|api_key|private_key|credential)s?(?![a-z])|_pwd$"
+    r"|(?:token|secret|password|passwd|apikey|api_key|private_key|credential)s?(?![a-z])"
+    r"|_pwd$|_headers$"
 )
-"""Names that end in a word for a credential, or hold one that is nothing else."""
-_CREDENTIAL_VALUE: Final = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
-"""A URL with a password."""
+"""Names that end in a word for a credential, or hold one that is nothing else. Headers that a
+program adds to its requests are there to say who asks."""
+_CREDENTIAL_VALUE: Final = re.compile(
+    r"://[^/\s:@]*:[^/\s@]+@|(?i:https?)://[^/\s@]+@"
+    r"|(?i:authorization|token|api-?key)\s{0,8}[:=]\s{0,8}[^\s,;]{4}"
+    r"|(?i:\bbearer)\s{1,8}\S{8}"
+    r"|(?i:\bbasic)\s{1,8}(?=[a-z+/]{0,64}[A-Z0-9=])[A-Za-z0-9+/]{6}"
+)
+"""A URL with a password, or of HTTP with a name, which is a token there (of SSH it is a user); a
+header or an option that says who asks."""
+_GIT_KEY: Final = re.compile(r"GIT_CONFIG_KEY_[0-9]+")
+"""Key of a setting of git, not a key."""
 
 
 def looks_secret(name: str, value: str = "") -> bool:
     """Does this variable hold a credential, as far as one can see?"""
-    return _CREDENTIAL_NAME.search(name) is not None or (
-        _CREDENTIAL_VALUE.search(value[:8192]) is not None
-    )
+    named = _CREDENTIAL_NAME.search(name) is not None and _GIT_KEY.fullmatch(name) is None
+    return named or _CREDENTIAL_VALUE.search(value[:8192]) is not None
 
 
 def select(
@@ -141,6 +150,27 @@ def select(
             continue
         if named(name) or (allowed(name) and not looks_secret(name, value)):
             chosen[name] = value
+    return _with_whole_git_settings(chosen, named)
+
+
+def _with_whole_git_settings(chosen: dict[str, str], named: _Matches) -> dict[str, str]:
+    """``GIT_CONFIG_{COUNT,KEY_n,VALUE_n}``: git ends where the key or the value of a number is
+    missing, so what passes is numbered anew. Headers are left out as those of others are."""
+    count = chosen.get("GIT_CONFIG_COUNT", "")
+    if not re.fullmatch(r"[0-9]{1,3}", count):
+        return chosen
+    whole = []
+    for number in range(int(count)):
+        key = chosen.pop(f"GIT_CONFIG_KEY_{number}", None)
+        value = chosen.pop(f"GIT_CONFIG_VALUE_{number}", None)
+        if key is None or value is None:
+            continue
+        if named(f"GIT_CONFIG_VALUE_{number}") or not key.lower().endswith(".extraheader"):
+            whole.append((key, value))
+    chosen["GIT_CONFIG_COUNT"] = str(len(whole))
+    for number, (key, value) in enumerate(whole):
+        chosen[f"GIT_CONFIG_KEY_{number}"] = key
+        chosen[f"GIT_CONFIG_VALUE_{number}"] = value
     return chosen
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from acp_gateway.core.secret import Secret
+from acp_gateway.private_file import replace_file
 from acp_gateway.runtime.sign_in_providers import Provider
 
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _QWEN: Final = ("access_token", "refresh_token", "token_type", "resource_url")
 
 
@@ -44,24 +42,5 @@ def write_credentials(path: Path, text: Secret, aborted: threading.Event) -> boo
     target = Path(os.path.realpath(path))
     # Only a directory that is made here gets a mode; an existing one is its owner's affair.
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
-    descriptor = os.open(temporary, _NEW, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(text.reveal().encode("utf-8", "surrogatepass"))
-            file.flush()
-            os.fsync(file.fileno())
-        if aborted.is_set():
-            return False
-        os.replace(temporary, target)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-    with suppress(OSError):  # it is in place; not every file system can sync a directory
-        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    return True
+    data = text.reveal().encode("utf-8", "surrogatepass")
+    return replace_file(target, data, lambda: not aborted.is_set())

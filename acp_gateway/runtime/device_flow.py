@@ -42,7 +42,7 @@ from acp_gateway.core.device_flow import DeviceFlows, Flow
 from acp_gateway.core.secret import Secret
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.credentials import write_credentials
-from acp_gateway.runtime.redact import redact
+from acp_gateway.runtime.redact import clean
 from acp_gateway.runtime.sign_in_providers import Provider
 from acp_gateway.runtime.wakeup import Wakeup
 
@@ -51,7 +51,8 @@ log = structlog.get_logger("acp_gateway.sign_in")
 # A disk that hangs must not hold up the daemon's end. What an abandoned thread may still do is
 # stopped by `_Kept.aborted`.
 in_thread = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
-MOST_DETAIL: Final = 1024
+MOST_DETAIL: Final = 1000
+"""Characters; how many are missing comes on top."""
 SHOWN_ID: Final = 8
 """Characters of a flow's id that a log line has."""
 
@@ -286,7 +287,7 @@ class SignIns:
         }
         if audit.detail:
             kept = self._kept.get(audit.flow_id)
-            line["detail"] = clean(audit.detail, kept.secrets() if kept is not None else ())
+            line["detail"] = clean_detail(audit.detail, kept.secrets() if kept is not None else ())
         return {key: value for key, value in line.items() if value}
 
     def _stop(self, key: tuple[str | int, int]) -> None:
@@ -322,7 +323,7 @@ class SignIns:
                 detail = _bug(exc)
         if begun is None or grant is None:
             # Given up or failed; the machine knows which.
-            self._carry_out(self._flows.start_failed(start_id, clean(detail)))
+            self._carry_out(self._flows.start_failed(start_id, clean_detail(detail)))
             return
         if start_id not in self._starts:
             for secret in grant.secrets():
@@ -391,9 +392,8 @@ def _bug(exc: Exception) -> str:
     return f"unexpected {type(exc).__name__}{where}"
 
 
-def clean(text: str, secrets: Iterable[Secret] = ()) -> str:
+def clean_detail(text: str, secrets: Iterable[Secret] = ()) -> str:
     """A detail as a log line may have it: no secret, one line, not too long."""
     for secret in secrets:
         text = secret.hide_in(text)
-    text = "".join(each if each.isprintable() else "?" for each in redact(text[: 4 * MOST_DETAIL]))
-    return text if len(text) <= MOST_DETAIL else text[: MOST_DETAIL - 1] + "…"
+    return clean(text, MOST_DETAIL)

@@ -47,6 +47,10 @@ RENEW_TIMEOUT: Final = 5.0
 RENEW_ALWAYS: Final = 600.0
 """Seconds after which the keys are looked at anyway: a key that was withdrawn must go."""
 MOST_KEYS: Final = 100
+LONGEST_NUMBER: Final = 4096
+"""Characters of a number of a key; RSA with 16384 bits has 2731."""
+MOST_RSA_BITS: Final = 16384
+"""OpenSSL verifies with no larger one."""
 _PREFIX: Final = "acp-gateway:"
 """May stand before a scope, for issuers that serve others too."""
 
@@ -179,6 +183,10 @@ class JwtIssuer:
                 self._take(await self._load())
         except (OSError, ValueError, trio.TooSlowError) as exc:
             log.error("jwks_unavailable", error=str(exc) or type(exc).__name__)
+        except Exception as exc:
+            # What an issuer publishes is no reason to end the daemon, whatever a library makes of
+            # it. (Cancellation is no `Exception`.)
+            log.exception("jwks_unavailable", error=type(exc).__name__)
         finally:
             self._renewed_at = trio.current_time()
             self._fetching = False
@@ -204,23 +212,37 @@ def keys_of(data: bytes) -> dict[str | None, list[jwt.PyJWK]]:
         raise ValueError("no JWK set: an object with a list `keys`")
     keys: dict[str | None, list[jwt.PyJWK]] = {}
     for entry in entries[:MOST_KEYS]:
-        if not isinstance(entry, dict) or entry.get("kty") not in ("RSA", "EC", "OKP"):
-            continue
-        if entry.get("use", "sig") != "sig" or "d" in entry:
-            continue  # for encryption; or a private key, which a set must not publish
-        algorithm, kid = entry.get("alg"), entry.get("kid")
-        if algorithm is not None and ALGORITHMS.get(algorithm) != entry["kty"]:
-            continue
         try:
-            key = jwt.PyJWK.from_dict(entry)
-        except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+            key = _usable(entry)
+        except Exception as exc:
+            # Of any member of any type; the libraries promise no particular error. It costs this
+            # key and no other.
+            log.warning("jwk_not_usable", error=type(exc).__name__)
             continue
-        if entry["kty"] == "RSA" and getattr(key.key, "key_size", 0) < 2048:
-            continue  # RFC 7518 §3.3
-        keys.setdefault(kid if isinstance(kid, str) else None, []).append(key)
+        if key is not None:
+            keys.setdefault(entry.get("kid"), []).append(key)
     if not keys:
         raise ValueError("a JWK set without a key for signatures that this gateway takes")
     return keys
+
+
+def _usable(entry: Any) -> jwt.PyJWK | None:
+    """The key, if it is one that this gateway takes. Raises anything for one that is broken."""
+    if not isinstance(entry, dict) or entry.get("kty") not in ("RSA", "EC", "OKP"):
+        return None
+    if entry.get("use", "sig") != "sig" or "d" in entry:
+        return None  # for encryption; or a private key, which a set must not publish
+    algorithm, kid = entry.get("alg"), entry.get("kid")
+    if not isinstance(algorithm, str | None) or not isinstance(kid, str | None):
+        return None  # RFC 7517 §4.4, §4.5
+    if algorithm is not None and ALGORITHMS.get(algorithm) != entry["kty"]:
+        return None
+    if any(len(str(entry.get(name))) > LONGEST_NUMBER for name in ("n", "e", "x", "y")):
+        return None  # the arithmetic with it would hold up everybody
+    key = jwt.PyJWK.from_dict(entry)
+    if entry["kty"] == "RSA" and not 2048 <= getattr(key.key, "key_size", 0) <= MOST_RSA_BITS:
+        return None  # RFC 7518 §3.3
+    return key
 
 
 def _header(token: str) -> dict[str, Any] | None:

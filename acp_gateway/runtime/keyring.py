@@ -21,7 +21,7 @@ import trio
 from acp_gateway.config import ConfigError
 from acp_gateway.core.identity import Identity, Kind
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
-from acp_gateway.token_store import PREFIX, NamedToken, TokenStore, digest
+from acp_gateway.token_store import PREFIX, NamedToken, TokenStore, token_digest
 
 log = structlog.get_logger("acp_gateway.tokens")
 
@@ -32,6 +32,15 @@ _SENTENCES: Final[dict[End, str]] = {
     "token_revoked": "The token was revoked",
     "token_expired": "The token has expired",
 }
+
+
+def refusal_of(end: End) -> GatewayError:
+    """For a request whose token was good when it came in."""
+    return GatewayError(
+        ErrorKind.AUTH_REQUIRED,
+        "Unauthorized",
+        remedy=f"{_SENTENCES[end].lower()}: come in with another one",
+    )
 
 
 class Issuer(Protocol):
@@ -76,11 +85,8 @@ class Keyring:
 
     @property
     def demanding(self) -> bool:
-        """Is there a credential that somebody was given? Then nobody comes in without one."""
-        now = time.time()
-        return self._issuer is not None or any(
-            not each.expired(now) for each in self._tokens.values()
-        )
+        """Was somebody given a credential, good or ended? Then nobody comes in without one."""
+        return self._issuer is not None or (self._store is not None and self._store.there)
 
     # ---- who is it ------------------------------------------------------------------------------
 
@@ -89,7 +95,7 @@ class Keyring:
         now = time.time()
         if token.startswith(PREFIX):
             self._look()
-            hashed = digest(token)
+            hashed = token_digest(token)
             # What a lookup by a hash could tell by its time is of the hash, not of the token.
             named = self._tokens.get(hashed)
             if named is None or not hmac.compare_digest(named.sha256, hashed):
@@ -116,11 +122,7 @@ class Keyring:
         """Is what came in a moment ago still good? Raises ``auth_required``."""
         end = self._end_of(identity, look=True)
         if end is not None:
-            raise GatewayError(
-                ErrorKind.AUTH_REQUIRED,
-                "Unauthorized",
-                remedy=f"{_SENTENCES[end].lower()}: come in with another one",
-            )
+            raise refusal_of(end)
 
     # ---- who is connected -----------------------------------------------------------------------
 

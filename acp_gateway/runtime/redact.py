@@ -145,6 +145,8 @@ _RULES: Final = tuple(
                 r"))",
                 0,
             ),
+            # a named token of this gateway (`token_store`), also as a part of something encoded
+            (("acpgw_",), r"()(acpgw_[\w-]{16,})", 0),
             (("hooks.slack.com",), r"(hooks\.slack\.com/(?:services|workflows)/)([\w/-]{16,})", 0),
             ((":aa",), r"()(?<!\d)(\d{8,10}:AA[\w-]{33})", 0),
         ),
@@ -159,12 +161,6 @@ def remember_secret(secret: str) -> None:
     """Take out this very text from now on, whatever it looks like. Short ones are not secrets."""
     if len(secret) >= 8 and secret not in _known:
         _known.append(secret)
-
-
-def forget_secret(secret: str) -> None:
-    """It is worth nothing any more."""
-    if secret in _known:
-        _known.remove(secret)
 
 
 def redact(text: str) -> str:
@@ -223,6 +219,7 @@ def clean(text: str, limit: int = 1024) -> str:
 
 _SECRET_KEY: Final = (
     rf"(?i)(?:^|[^a-z])(?:key|auth|pat)$|(?:{_QUOTED_NAME}|Key)$|^x-[\w-]*(?:key|auth)$"
+    r"|^verification_?uri_?complete$"
 )
 _PAIRS: Final = frozenset({"env", "headers"})
 """Members whose values are secrets until known otherwise: an MCP server's, a request's."""

@@ -109,13 +109,7 @@ class RotatingFile:
 
     def _rotate(self) -> None:
         try:
-            for number in range(self._archives - 1, 0, -1):
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(self.archive(number), self.archive(number + 1))
-            if self._archives:
-                os.replace(self.path, self.archive(1))
-            else:
-                os.unlink(self.path)
+            move_aside(self.path, self._archives)
             self._follow_name()
         except OSError as exc:
             # It grows no further than this: what it has is worth less than a disk.
@@ -127,9 +121,6 @@ class RotatingFile:
             if self.problem is not None and self.problem.startswith("rotation_failed"):
                 self.problem = None
 
-    def archive(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.{number}")
-
     def _failed(self, what: str, exc: OSError, lines: int) -> None:
         self.problem = f"{what}: {exc.strerror or exc}"
         self.lost += lines
@@ -139,6 +130,17 @@ class RotatingFile:
             os.close(self._fd)
         with contextlib.suppress(OSError):
             os.close(self._lock)
+
+
+def move_aside(path: Path, archives: int) -> None:
+    """Make room for a new file of that name; so many older ones are kept. Raises `OSError`."""
+    for number in range(archives - 1, 0, -1):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(f"{path}.{number}", f"{path}.{number + 1}")
+    if archives:
+        os.replace(path, f"{path}.1")
+    else:
+        os.unlink(path)
 
 
 def _lock(path: Path) -> int:

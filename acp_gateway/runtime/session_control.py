@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from acp_gateway.core.identity import CHANGES_MODE, Identity, Scope
 from acp_gateway.core.mediator import Policy, Question, Rule
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.session import Session
@@ -203,8 +204,12 @@ def _model_failed(session: Session, model: str, client: str | None, exc: Gateway
     session.wake()
 
 
-def read_rule(params: Mapping[str, Any], standard: Rule) -> Rule | None:
-    """The permission policy that a client asks for its new session; None: the daemon's."""
+def read_rule(params: Mapping[str, Any], standard: Rule, identity: Identity) -> Rule | None:
+    """The permission policy that a client asks for its new session; None: the daemon's.
+
+    Only an admin may be content with less than ``standard``, the daemon's: else whoever creates a
+    session could make himself the one who decides.
+    """
     name, quorum = params.get("permissionPolicy"), params.get("consensusQuorum")
     if name is None and quorum is None:
         return None
@@ -222,7 +227,16 @@ def read_rule(params: Mapping[str, Any], standard: Rule) -> Rule | None:
             ErrorKind.INVALID_PERMISSION_POLICY, "`consensusQuorum` must be a positive integer"
         )
     policy = standard.policy if name is None else Policy(name)
-    return Rule(policy=policy, quorum=quorum if quorum is not None else standard.quorum)
+    rule = Rule(policy=policy, quorum=quorum if quorum is not None else standard.quorum)
+    if not rule.at_least(standard):
+        identity.demand(Scope.ADMIN)
+    return rule
+
+
+def check_wished_mode(mode: Any, identity: Identity) -> None:
+    """May a new session begin in ``mode``? As much is asked for as to change it later."""
+    if mode is not None:
+        identity.demand(CHANGES_MODE)
 
 
 # ---- title ---------------------------------------------------------------------------------------

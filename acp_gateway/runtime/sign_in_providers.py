@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from acp_gateway.config import AGENT_NAME, ConfigError, did_you_mean
+from acp_gateway.config import AGENT_NAME, ConfigError, did_you_mean, secret_line
 from acp_gateway.core.endpoint_rules import problem_of
 from acp_gateway.core.secret import Secret
 from acp_gateway.runtime.agent_profile import AgentProfile
@@ -197,7 +197,7 @@ def _made(
             )
     secret = values.pop("client_secret_file", None)
     if secret is not None:
-        values["client_secret"] = Secret(_first_line(secret, where))
+        values["client_secret"] = Secret(secret_line(secret, "client_secret_file", where))
     if known is not None:
         if "issuer" in values:  # another server: nothing of the known one's addresses holds
             values = dict.fromkeys(_ENDPOINTS) | values
@@ -226,21 +226,6 @@ def _made(
             source=where,
         )
     return made
-
-
-def _first_line(path: Path, where: str) -> str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            line = file.readline(4096).strip()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"The client_secret_file {path} cannot be read: {error}.",
-            remedy="Check that the file exists and that you may read it.",
-            source=where,
-        ) from error
-    if not line:
-        raise _wrong("client_secret_file", "names a file whose first line is empty", where)
-    return line
 
 
 def _check_agents(provider: Provider, served: Iterable[str], where: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import structlog
 
-from acp_gateway.config import ConfigError, Settings
+from acp_gateway.config import ConfigError, Settings, state_directory
 from acp_gateway.core.line_budget import LineBudget
 from acp_gateway.runtime.line_writer import LineWriter
 from acp_gateway.runtime.redact import clean, cut, redact, redact_value, visible
@@ -189,21 +189,13 @@ _LEVELS: Final[Mapping[str, int]] = {
 }
 
 
-def log_directory() -> Path:
-    import platformdirs
-
-    from acp_gateway.config import APP_NAME
-
-    return platformdirs.user_state_path(APP_NAME, appauthor=False) / "log"
-
-
 def _named(path: Path) -> RotatingFile:
     return RotatingFile(path, max_bytes=LOG_BYTES, archives=LOG_ARCHIVES)
 
 
 def _usual() -> RotatingFile:
     """``daemon.log``; where another daemon has it, ``daemon-2.log`` and so on."""
-    directory = log_directory()
+    directory = state_directory() / "log"
     for number in range(1, DAEMON_LOGS + 1):
         name = "daemon.log" if number == 1 else f"daemon-{number}.log"
         try:

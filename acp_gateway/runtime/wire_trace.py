@@ -23,7 +23,7 @@ from acp_gateway.protocol.errors import GatewayError
 from acp_gateway.runtime.agent_host import AgentHost
 from acp_gateway.runtime.agent_rpc import AgentLink
 from acp_gateway.runtime.line_writer import LineWriter
-from acp_gateway.runtime.redact import cut, redact, redact_value, visible
+from acp_gateway.runtime.redact import REDACTED, cut, redact, redact_value, visible
 from acp_gateway.runtime.rotating_file import RotatingFile
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
 
@@ -47,6 +47,8 @@ class Frame:
     size: int
     data: bytes | dict[str, Any]
     """The message, cut to `FRAME_BYTES`; or an object that is no message of the wire itself."""
+    hidden: str | None = None
+    """A member of the message that is a secret, though its name does not say so."""
 
 
 class WireTrace:
@@ -64,19 +66,34 @@ class WireTrace:
         self._numbers = itertools.count(1)
         self._writer = LineWriter(file, render, _lost_line, name="wire-trace", limit=QUEUE_BYTES)
 
-    def frame(self, side: str, direction: str, peer: str, data: bytes, size: int = -1) -> None:
-        """One message. ``size``: its bytes, where ``data`` is but a part of it."""
+    def frame(
+        self,
+        side: str,
+        direction: str,
+        peer: str,
+        data: bytes,
+        size: int = -1,
+        hidden: str | None = None,
+    ) -> None:
+        """One message. ``size``: its bytes, where ``data`` is but a part of it; ``hidden``: see
+        `Frame`."""
         full = len(data) if size < 0 else size
-        self._put(side, direction, peer, full, data[:FRAME_BYTES])
+        self._put(side, direction, peer, full, data[:FRAME_BYTES], hidden)
 
     def note(self, side: str, direction: str, peer: str, told: dict[str, Any]) -> None:
         """Something else than a message: the head of a request, the end of a connection."""
         self._put(side, direction, peer, 0, told)
 
     def _put(
-        self, side: str, direction: str, peer: str, size: int, data: bytes | dict[str, Any]
+        self,
+        side: str,
+        direction: str,
+        peer: str,
+        size: int,
+        data: bytes | dict[str, Any],
+        hidden: str | None = None,
     ) -> None:
-        frame = Frame(time.time(), next(self._numbers), side, direction, peer, size, data)
+        frame = Frame(time.time(), next(self._numbers), side, direction, peer, size, data, hidden)
         self._writer.put(frame, 256 + (len(data) if isinstance(data, bytes) else 1024))
 
     def close(self) -> None:
@@ -103,7 +120,13 @@ def render(frame: Frame) -> bytes:
         except JsonError:
             pass
         else:
+            if frame.hidden is not None:
+                # What is no object may be the secret with its name left out.
+                known = isinstance(value, dict)
+                value = {**value, frame.hidden: REDACTED} if known else REDACTED
             return dumps({**told, "frame": redact_value(value, _text)})
+    if frame.hidden is not None:
+        return dumps({**told, "text": REDACTED})  # where in it the secret is nobody can say
     # What is cut within a secret has lost its end, not its beginning.
     text = visible(redact(data.decode(errors="replace")))
     told["text"] = cut(text, FRAME_BYTES)

@@ -31,6 +31,7 @@ from acp_gateway.runtime.session_catalog import iso
 from acp_gateway.runtime.session_control import (
     apply_wishes,
     branch,
+    check_wished_mode,
     clean_name,
     read_rule,
     set_mode,
@@ -43,8 +44,6 @@ from acp_gateway.transports.outlets import resync_notice
 from acp_gateway.wire.json_codec import with_meta
 
 OWN_META = "acp_gateway"
-_WISHES = ("approvalMode", "modelServiceId")
-"""Of Qwen's client, which sends ``session/new`` for its ``POST /session``."""
 
 
 def own_meta(params: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +206,9 @@ class AcpAgent:
             name: params[name] for name in ("approvalMode", "modelServiceId") if name in params
         }
         params = {name: value for name, value in params.items() if name not in wishes}
-        rule = read_rule(own, self._manager.desk.rule)
+        identity = context.connection.identity
+        check_wished_mode(wishes.get("approvalMode"), identity)
+        rule = read_rule(own, self._manager.desk.rule, identity)
         profile = context.connection.profile
         meta = params.get("_meta")
         wanted = meta.get(OWN_ID) if isinstance(meta, dict) else None

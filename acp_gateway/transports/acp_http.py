@@ -19,7 +19,7 @@ import trio
 
 from acp_gateway.core.envelope import NOTIFY
 from acp_gateway.core.event_ring import Framing
-from acp_gateway.core.identity import OPEN, Identity
+from acp_gateway.core.identity import OPEN, Identity, required_by_acp
 from acp_gateway.core.outlet import Outlet, Slot, Subscription
 from acp_gateway.core.resume import plan_replay
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
@@ -368,6 +368,12 @@ class AcpHttp:
     async def _initialize(
         self, profile: Any, request: Request, loopback: bool, caller: str, identity: Identity
     ) -> Answer:
+        # Before a connection is made, which `Connection.receive` would ask: whose token may nothing
+        # shall hold none.
+        try:
+            identity.demand(required_by_acp(request.method))
+        except GatewayError as exc:
+            return error_answer(exc, request.id)
         refusal = self._hub.admit()
         if refusal is not None:
             return error_answer(refusal, request.id)

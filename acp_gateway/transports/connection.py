@@ -174,7 +174,7 @@ class Connection:
         """Its token has ended: from now on it is neither heard nor told anything. The transport
         closes it at once, without what is queued."""
         self.revoked = True
-        log.info("token_ended", connection=self.id, identity=self.identity.name, reason=reason)
+        log.info("token_ended", connection=self.label, identity=self.identity.name, reason=reason)
         self.drop_requests()
         self.release()
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
@@ -22,15 +22,17 @@ from acp_gateway.config_access import ANY_ORIGIN, UNIX_PEER, PublicUrl
 from acp_gateway.core.identity import DAEMON, NOBODY, OPEN, Identity
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.keyring import Keyring
+from acp_gateway.token_store import token_digest
 
 BEARER_SUBPROTOCOL: Final = "qwen-bearer."
 FORWARDING: Final = frozenset(
     {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
 )
 """Headers that only a proxy has reason to send."""
+_ORIGIN: Final = re.compile(r"[!-~]+")
 OPEN_PATHS: Final = frozenset({"/health", "/readyz", "/pair"})
-"""Answered without a token: two say nothing but that the gateway is there, one gives a token for a
-code."""
+"""Answered without a token: two say nothing but that the gateway is there (the figures of a deep
+``/health`` are guarded by their handler), one gives a token for a code."""
 _ONCE: Final = frozenset({b"host", b"origin", b"authorization"})
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal")
 
@@ -60,9 +62,9 @@ class Policy:
     """Bound to loopback only: Host and Origin must be loopback names too (DNS rebinding)."""
     bound_host: str
     token_digest: bytes | None = attrs.field(default=None, repr=False)
+    """Of the daemon's own token; None: nobody needs one."""
     more_ports: tuple[int, ...] = ()
     """Where it listens besides `port`."""
-    """Of the daemon's own token; None: nobody needs one."""
     keyring: Keyring = attrs.field(factory=lambda: Keyring(None), repr=False)
     """All other tokens."""
     allow_origin: frozenset[str] = frozenset()
@@ -95,10 +97,6 @@ class Policy:
             return path
         rest = path[len(base) :]
         return rest if rest.startswith("/") else path if rest else "/"
-
-
-def token_digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
 
 
 def decide(head: Head, policy: Policy) -> GatewayError | None:
@@ -199,6 +197,8 @@ def _is_own(origin: str, head: Head, policy: Policy) -> bool:
         return True
     if head.site is not None and not policy.loopback and origin == head.site:
         return True
+    if not _ORIGIN.fullmatch(origin):
+        return False  # the library would leave out what no browser sends
     try:
         parts = urlsplit(origin)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -215,6 +215,10 @@ def _is_own(origin: str, head: Head, policy: Policy) -> bool:
 def _bearer(head: Head, policy: Policy) -> GatewayError | None:
     if head.path in OPEN_PATHS or _known(head, policy) is not None:
         return None
+    return unauthorized()
+
+
+def unauthorized() -> GatewayError:
     return GatewayError(
         ErrorKind.AUTH_REQUIRED,
         "Unauthorized",

@@ -9,6 +9,8 @@ of a connection, ``/status``, WebSockets that come to the HTTP server, HEAD, OPT
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import copy_context
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -17,15 +19,18 @@ from quart import Response, request, websocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from acp_gateway.config import Settings
 from acp_gateway.config_access import UNIX_PEER
 from acp_gateway.core.identity import NOBODY, Identity, Scope, required
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.protocol.extensions import OPERATIONS, Operation
+from acp_gateway.runtime.keyring import End, Keyring, refusal_of
 from acp_gateway.transports.acp_http import AcpHttp, Answer, plain_error
 from acp_gateway.transports.acp_ws_fallback import serve_fallback
 from acp_gateway.transports.client_address import CLIENT, Client, caller_key, client_of
 from acp_gateway.transports.cors import with_cors
 from acp_gateway.transports.guards import (
+    OPEN_PATHS,
     Head,
     bad_head,
     decide,
@@ -34,10 +39,19 @@ from acp_gateway.transports.guards import (
     renew_keys,
 )
 from acp_gateway.transports.hub import Hub
+from acp_gateway.transports.peer_stream import give_up_peer
 from acp_gateway.transports.rate_limits import RateLimitExceeded
-from acp_gateway.transports.request_body import WHEN_GONE, finishing, read_body
+from acp_gateway.transports.request_body import (
+    OPEN_LIMIT,
+    OPEN_TIMEOUT,
+    WHEN_GONE,
+    BodyTooLarge,
+    clipped,
+    finishing,
+    read_body,
+)
 from acp_gateway.transports.rest.event_stream import EventStream
-from acp_gateway.transports.rest.routes import JSON, Asked, Routes, error_answer
+from acp_gateway.transports.rest.routes import JSON, Asked, Routes, error_answer, is_usual
 from acp_gateway.transports.status import status_body
 from acp_gateway.wire.json_codec import dumps
 
@@ -78,6 +92,14 @@ def _identity(scope: Any) -> Identity:
     return identity if isinstance(identity, Identity) else NOBODY
 
 
+def _body_limits(row: Operation | None, settings: Settings) -> tuple[int, float]:
+    """(bytes, seconds) of a body. Small where no token is asked for: the limits of everybody else
+    would let a stranger fill the memory. None: no row of the table."""
+    if row is not None and required(row) is None:
+        return OPEN_LIMIT, min(OPEN_TIMEOUT, settings.body_timeout)
+    return settings.max_message_bytes, settings.body_timeout
+
+
 def make_app(hub: Hub, acp: AcpHttp) -> tuple[QuartTrio, Routes]:
     """The Quart application with every route that is not a stream, and the table's among them."""
     app = QuartTrio("acp_gateway", static_folder=None)
@@ -91,8 +113,13 @@ def make_app(hub: Hub, acp: AcpHttp) -> tuple[QuartTrio, Routes]:
     app.config["RESPONSE_TIMEOUT"] = None
     app.config["BODY_TIMEOUT"] = hub.settings.body_timeout
 
-    async def body() -> bytes:
-        return cast(bytes, await request.get_data(cache=False))
+    async def body(row: Operation | None = None) -> bytes:
+        limit, seconds = _body_limits(row, hub.settings)
+        request.body_timeout = seconds  # type: ignore[assignment]  # Quart takes parts of them too
+        data = cast(bytes, await request.get_data(cache=False))
+        if len(data) > limit:
+            raise BodyTooLarge(limit)
+        return data
 
     async def post() -> Response:
         scope: Any = request.scope
@@ -132,8 +159,9 @@ def make_app(hub: Hub, acp: AcpHttp) -> tuple[QuartTrio, Routes]:
                 raise MethodNotAllowed(valid_methods=["GET"])
             scope: Any = request.scope
             loopback, identity = _is_loopback(scope), _identity(scope)
-            asked = Asked(_headers(), request.query_string, loopback, identity, body)
-            return _response(await routes.answer(row, parameters, asked))
+            asked = Asked(_headers(), request.query_string, loopback, identity, partial(body, row))
+            answering = routes.answer(row, parameters, asked)
+            return _response(await _while_good(hub.policy.keyring, identity, answering))
 
         return operation
 
@@ -164,7 +192,7 @@ def _failure(exc: BaseException, path: str, scope: Any, hub: Hub) -> Answer:
         return error_answer(GatewayError(ErrorKind.INTERNAL, "Internal error"))
     code = exc.code or 500
     if isinstance(exc, RequestEntityTooLarge):
-        limit = hub.settings.max_message_bytes
+        limit = exc.limit if isinstance(exc, BodyTooLarge) else hub.settings.max_message_bytes
         answer = plain_error(
             413, "payload_too_large", f"Request body too large (max {limit} bytes)"
         )
@@ -173,17 +201,21 @@ def _failure(exc: BaseException, path: str, scope: Any, hub: Hub) -> Answer:
         # Nobody reads the rest of the body: the connection cannot be used again (RFC 9112 §9.3).
         return Answer(413, answer.body, (*answer.headers, ("connection", "close")))
     if code == 404:
-        return error_answer(
-            GatewayError(
-                ErrorKind.ROUTE_NOT_FOUND,
-                f"There is nothing at {path}",
-                remedy="GET /openapi.json lists the routes",
-            )
-        )
+        return _nothing_at(path)
     if code == 405:
         return _not_allowed(exc, scope["method"], path, hub)
     word = (exc.name or "error").lower().replace(" ", "_")
     return plain_error(code, word, exc.name)
+
+
+def _nothing_at(path: str) -> Answer:
+    return error_answer(
+        GatewayError(
+            ErrorKind.ROUTE_NOT_FOUND,
+            f"There is nothing at {path}",
+            remedy="GET /openapi.json lists the routes",
+        )
+    )
 
 
 def _not_allowed(exc: HTTPException, method: str, path: str, hub: Hub) -> Answer:
@@ -264,24 +296,49 @@ class GatewayAsgi:
             await _send_answer(Answer(204), send)
         elif limited is not None:
             await _send_answer(_too_many(limited), send)
+        elif not is_usual(path):
+            await _send_answer(_nothing_at(path), send, websocket=is_websocket)
         elif is_websocket:
             await self._app(scope, receive, send)  # type: ignore[arg-type]
         elif method in ("GET", "POST") and self._hub.profile_at(path) is not None:
             if method == "GET":
                 await _while_there(scope, send, self._acp.stream(headers, send, _identity(scope)))
             else:
-                await _while_there(scope, send, self._post(headers, scope, receive))
+                await self._answer(scope, send, self._post(headers, scope, receive))
         elif (found := self._routes.find(method, path)) is None:
+            if path in OPEN_PATHS:
+                receive = clipped(receive, OPEN_LIMIT)
             await self._app(scope, receive, send)  # type: ignore[arg-type]
         elif found[0].stream:
             events = self._events(*found, head, send, _identity(scope))
             await _while_there(scope, send, events)
         else:
-            await _while_there(scope, send, self._operation(*found, headers, scope, receive))
+            await self._answer(scope, send, self._operation(*found, headers, scope, receive))
 
-    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
-        settings = self._hub.settings
-        return await read_body(receive, headers, settings.max_message_bytes, settings.body_timeout)
+    async def _answer(
+        self, scope: dict[str, Any], send: Send, serving: Coroutine[Any, Any, Answer]
+    ) -> None:
+        """Serve and send while the client is there and its token is good."""
+        keyring, identity = self._hub.policy.keyring, _identity(scope)
+        if not identity.token_id:  # of what never ends
+            await _while_there(scope, send, serving)
+            return
+        context = copy_context()
+
+        def stop(end: End, sentence: str) -> None:
+            # A slow reader would get the rest all the same; the sweep's own peer is nobody.
+            context.run(give_up_peer)
+
+        async def sending(message: dict[str, Any]) -> None:
+            with keyring.holding(identity, stop):
+                await send(message)
+
+        await _while_there(scope, sending, _while_good(keyring, identity, serving))
+
+    async def _body(
+        self, headers: Mapping[str, str], receive: Receive, row: Operation | None = None
+    ) -> bytes:
+        return await read_body(receive, headers, *_body_limits(row, self._hub.settings))
 
     def route_of(self, method: str, path: str) -> tuple[str | None, bool]:
         """(template of the route, does it answer with a stream?) for log and figures; None for what
@@ -320,7 +377,7 @@ class GatewayAsgi:
         receive: Receive,
     ) -> Answer:
         async def body() -> bytes:
-            return await self._body(headers, receive)
+            return await self._body(headers, receive, row)
 
         try:
             loopback, identity = _is_loopback(scope), _identity(scope)
@@ -367,6 +424,27 @@ class GatewayAsgi:
             return error_answer(exc)
         await stream.run(send)
         return None
+
+
+async def _while_good(
+    keyring: Keyring, identity: Identity, serving: Coroutine[Any, Any, Answer]
+) -> Answer:
+    """What ``serving`` gives, or at once a 401 when the token of the request ends before.
+
+    It is cancelled as it is when the client hangs up: what it had started goes on, where that
+    belongs to the gateway.
+    """
+    if not identity.token_id:
+        return await serving
+    ends: list[End] = []
+
+    def stop(end: End, sentence: str) -> None:
+        ends.append(end)
+        there.cancel()
+
+    with trio.CancelScope() as there, keyring.holding(identity, stop):
+        answer = await serving
+    return error_answer(refusal_of(ends[0])) if ends else answer
 
 
 async def _while_there(

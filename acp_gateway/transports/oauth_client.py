@@ -22,7 +22,7 @@ from acp_gateway.core.device_effects import Begun, Granted, Outcome, Refused
 from acp_gateway.core.endpoint_rules import host_of, is_public, is_this_machine, problem_of
 from acp_gateway.core.secret import Secret
 from acp_gateway.runtime.credentials import credentials_text
-from acp_gateway.runtime.device_flow import Grant, ProviderError, clean
+from acp_gateway.runtime.device_flow import Grant, ProviderError, clean_detail
 from acp_gateway.runtime.sign_in_providers import Provider
 from acp_gateway.transports.oauth_answers import read_begun, read_metadata, read_token
 
@@ -62,7 +62,7 @@ class OAuthClient:
         try:
             begun, device_code = read_begun(status, body)
         except ProviderError as exc:
-            raise ProviderError(clean(exc.detail, _secrets(provider, verifier))) from None
+            raise ProviderError(clean_detail(exc.detail, _secrets(provider, verifier))) from None
         return begun, Grant(
             device_code=Secret(device_code), verifier=verifier, token_endpoint=token_endpoint
         )
@@ -83,7 +83,7 @@ class OAuthClient:
             )
         if isinstance(outcome, Refused):
             # What a server says of an error may repeat what it was sent.
-            said = clean(outcome.detail, (*grant.secrets(), *_secrets(provider)))
+            said = clean_detail(outcome.detail, (*grant.secrets(), *_secrets(provider)))
             outcome = Refused(outcome.failure, said)
         return outcome, None
 

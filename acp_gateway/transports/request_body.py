@@ -22,8 +22,18 @@ PATIENCE: Final = 1.0
 """Seconds that an answer waits for the rest."""
 WORTH_TAKING: Final = 1024 * 1024
 """Bytes; a longer body ends the connection instead."""
+OPEN_LIMIT: Final = 4096
+"""Bytes of the body of a request that needs no token: a code and a name."""
+OPEN_TIMEOUT: Final = 5.0
+"""Seconds that such a body may take: anybody can send as many of them as there are connections."""
 WHEN_GONE: Final = "acp_gateway.when_gone"
 """Extension of the ASGI scope: takes a function that is called once the client has gone."""
+
+
+class BodyTooLarge(RequestEntityTooLarge):
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
 
 
 async def read_body(
@@ -31,11 +41,11 @@ async def read_body(
 ) -> bytes:
     """The whole body, within ``timeout`` seconds.
 
-    Raises werkzeug's `RequestEntityTooLarge` and `RequestTimeout`.
+    Raises `BodyTooLarge` and werkzeug's `RequestTimeout`.
     """
     size = headers.get("content-length", "")
     if size.isdecimal() and int(size) > limit and "transfer-encoding" not in headers:
-        raise RequestEntityTooLarge
+        raise BodyTooLarge(limit)
     pieces, total, more = [], 0, True
     with trio.move_on_after(timeout) as scope:
         while more:
@@ -48,10 +58,27 @@ async def read_body(
             pieces.append(piece)
             total += len(piece)
             if total > limit:
-                raise RequestEntityTooLarge
+                raise BodyTooLarge(limit)
     if scope.cancelled_caught:
         raise RequestTimeout
     return b"".join(pieces)
+
+
+def clipped(receive: Receive, limit: int) -> Receive:
+    """``receive`` for an application that keeps what it receives, asked for or not: of a longer
+    body it gets one byte more than ``limit``."""
+    room = limit + 1
+
+    async def receiving() -> dict[str, Any]:
+        nonlocal room
+        message = await receive()
+        if message["type"] == "http.request":
+            piece = message.get("body", b"")[:room]
+            room -= len(piece)
+            message = {**message, "body": piece}
+        return message
+
+    return receiving
 
 
 def finishing(

@@ -8,18 +8,17 @@ daemon left is removed; a live one is never pushed aside.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket as stdlib_socket
 import stat
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from acp_gateway.config import PortError
+from acp_gateway.private_file import lock
 
 BACKLOG: Final = 1024
 LONGEST: Final = 103
@@ -128,20 +127,14 @@ def _alone_in(directory: Path) -> Iterator[None]:
     socket would remove each other's new one."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        deadline = time.monotonic() + LOCK_DEADLINE
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise PortError(
-                        f"The directory {directory} is locked by another program",
-                        remedy="try again, or use a Unix socket in a directory of its own",
-                    ) from None
-                time.sleep(0.02)
-            except OSError:
-                break  # a file system without locks
+        locked = True
+        with suppress(OSError):  # a file system without locks
+            locked = lock(fd, LOCK_DEADLINE)
+        if not locked:
+            raise PortError(
+                f"The directory {directory} is locked by another program",
+                remedy="try again, or use a Unix socket in a directory of its own",
+            )
         yield
     finally:
         os.close(fd)

@@ -43,7 +43,9 @@ class TracedHttp:
             peer,
             {"request": f"{method} {scope['path']}", "head": headers_of(scope["headers"])},
         )
-        body = _Body(wire, "in", peer)
+        # At its end, for a proxy's base path is still before it.
+        route = scope["path"].rstrip("/")
+        body = _Body(wire, "in", peer, "code" if route.endswith("/pair") else None)
         answer = _Body(wire, "out", peer)
 
         async def receiving() -> dict[str, Any]:
@@ -62,6 +64,8 @@ class TracedHttp:
                 status = message.get("status", 101)
                 headers = headers_of(message.get("headers", ()))
                 wire.note("client", "out", peer, {"status": status, "head": headers})
+                if route.endswith("/pair/code") and status < 400:  # an error's code is a word
+                    answer.hidden = "code"
                 answer.streams = headers.get("content-type", "").startswith("text/event-stream")
             elif kind.endswith("response.body"):
                 answer.add(message.get("body", b""), ends=not message.get("more_body", False))
@@ -81,8 +85,12 @@ def _message(wire: WireTrace, direction: str, peer: str, message: dict[str, Any]
 class _Body:
     """One body: whole when it has ended, a stream's piece by piece."""
 
-    def __init__(self, wire: WireTrace, direction: str, peer: str) -> None:
+    def __init__(
+        self, wire: WireTrace, direction: str, peer: str, hidden: str | None = None
+    ) -> None:
         self._wire = wire
+        self.hidden = hidden
+        """See `Frame.hidden`: the code of a pairing is worth a token, and has no look."""
         self._direction = direction
         self._peer = peer
         self._kept = bytearray()
@@ -102,7 +110,10 @@ class _Body:
         self._size += len(data)
         if ends and self._size and not self._told:
             self._told = True
-            self._wire.frame("client", self._direction, self._peer, bytes(self._kept), self._size)
+            kept = bytes(self._kept)
+            self._wire.frame(
+                "client", self._direction, self._peer, kept, self._size, hidden=self.hidden
+            )
 
 
 def headers_of(pairs: Any) -> dict[str, str]:

@@ -183,6 +183,13 @@ def test_early_updates() -> None:
         assert [m["params"]["sessionId"] for m in before] == [response["result"]["sessionId"]]
 
 
+def test_its_environment_is_told() -> None:
+    with scripted("prints-environment") as agent:
+        agent.prompt(agent.open(CWD), "go")
+        (told,) = texts([agent.message()])
+    assert "PATH" in json.loads(told)
+
+
 def test_every_mode_is_tried_here() -> None:
     source = Path(__file__).read_text()
     assert [mode for mode in MODES if f'"{mode}"' not in source] == []

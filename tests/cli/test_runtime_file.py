@@ -133,7 +133,7 @@ def test_members_of_later_versions_are_ignored() -> None:
         "ws://127.0.0.1:4170/acp",
         "ws://[::1]:4170/acp?token=x",
         "127.0.0.1:4170",
-        str(os.getpid()),
+        pytest.param(str(os.getpid()), id="pid"),
         None,
     ],
 )

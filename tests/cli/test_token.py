@@ -54,7 +54,8 @@ def test_create_list_revoke(shell: Shell) -> None:
     assert not {"token", "sha256"} & set(entry)
     assert "laptop" in shell("token", "list").stdout
     assert "already" in shell("token", "create", "laptop", status=1).stderr
-    assert "Revoked" in shell("token", "revoke", "laptop").stdout
+    done = shell("token", "revoke", "laptop")
+    assert "Revoked" in done.stdout and f"delete {path}" in " ".join(done.stderr.split())
     assert "no token" in shell("token", "revoke", "laptop", status=1).stderr
     assert json.loads(shell("token", "list", "--json").stdout)["tokens"] == []
 

@@ -381,3 +381,16 @@ def test_over_tls_too(tmp_path: Path) -> None:
         ):
             answer = http.get(f"{site.url}/capabilities", headers=headers)
             assert (answer.status_code, answer.http_version) == (status, "HTTP/2")
+
+
+def test_numbers_of_health_need_the_token_with_require_auth(tmp_path: Path) -> None:
+    with (
+        gateway(tmp_path.resolve(), "--token", TOKEN, "--require-auth") as strict,
+        httpx2.Client(base_url=strict.url, trust_env=False, timeout=DEADLINE) as http,
+    ):
+        assert http.get("/health").status_code == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            answer = http.get("/health?deep=1", headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (401, "auth_required")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert http.get("/health?deep=1", headers=GOOD).json()["sessions"] == 0

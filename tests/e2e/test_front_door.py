@@ -12,9 +12,10 @@ import httpx2
 import pytest
 import trio
 import trustme
-from gateway_process import GatewayProcess
+from agent_env import base_environment
+from gateway_process import GatewayProcess, running_gateway
 from support.acp_clients import INITIALIZE, http_client, rejection, ws_client
-from support.processes import gateway, workspace_of
+from support.processes import eventually, gateway, workspace_of
 
 DEADLINE = 30.0
 TOKEN = "tok-~/+=?&%1"
@@ -238,3 +239,26 @@ async def test_an_allowed_origin(tmp_path: Path) -> None:
         headers = [(b"Origin", b"http://localhost:3000")]
         async with ws_client(site.ws_url, headers=headers) as ws:
             assert await ws.request("session/list", {})
+
+
+def test_open_shows_the_token_in_no_command_line(tmp_path: Path) -> None:
+    """A browser sees it in a file that is its user's alone and goes with the daemon."""
+    browser, seen = tmp_path / "browser", tmp_path / "seen"
+    browser.write_text(
+        '#!/bin/sh\nfile="${1#file://}"\n'
+        f'{{ echo "$1"; stat -c %a "$file"; cat "$file"; }} > {seen}.part\nmv {seen}.part {seen}\n'
+    )
+    browser.chmod(0o755)
+    run, work = tmp_path / "run", tmp_path / "work"
+    run.mkdir(mode=0o700)
+    work.mkdir()
+    token = "the-very-own-token"
+    env = base_environment(tmp_path / "home") | {"ACP_GATEWAY_TOKEN": token}
+    env |= {"XDG_RUNTIME_DIR": str(run), "BROWSER": f"{browser} %s"}
+    with running_gateway(work, env, ["--agent", "demo", "--open"]) as made:
+        assert eventually(seen.exists, 10), made.stderr_tail()
+        url, mode, page = seen.read_text().split("\n", 2)
+        assert url.startswith("file:///") and token not in url and mode == "600"
+        assert f"{made.url}/#token={token}" in page
+        made.stop()
+    assert not list(run.rglob("*.html"))

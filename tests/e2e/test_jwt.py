@@ -8,11 +8,10 @@ import hmac
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from agent_env import base_environment
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from gateway_process import ROOT, GatewayProcess
-from support.acp_clients import WsClient, http_client, ws_client
+from support.acp_clients import INITIALIZE, RpcError, WsClient, http_client, ws_client
+from support.loopback import serving
 from support.processes import gateway
 
 DEADLINE = 60.0
@@ -66,6 +66,9 @@ class Issuer:
         self.keys = list(KEYS)
         self.asked = 0
         self.answer: Callable[[BaseHTTPRequestHandler], None] | None = None
+        self.url = ""
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -84,21 +87,15 @@ class Issuer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/jwks.json"
+        return Handler
 
 
 @contextmanager
 def published() -> Iterator[Issuer]:
     issuer = Issuer()
-    thread = threading.Thread(target=issuer.server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(issuer.handler()) as port:
+        issuer.url = f"http://127.0.0.1:{port}/jwks.json"
         yield issuer
-    finally:
-        issuer.server.shutdown()
-        issuer.server.server_close()
-        thread.join(5)
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +214,22 @@ def test_scopes_of_the_claim(site: GatewayProcess, scope: Any, expected: list[in
         ask(site, token, "GET", "/workspace/permissions/audit"),
     ]
     assert seen == expected
+
+
+async def test_without_a_scope_there_is_no_connection(site: GatewayProcess) -> None:
+    """Over either transport."""
+    offered = {"Authorization": f"Bearer {signed(scope=None)}"}
+    pairs = [(key.encode(), value.encode()) for key, value in offered.items()]
+    body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": INITIALIZE}
+    with trio.fail_after(DEADLINE):
+        async with ws_client(site.ws_url, headers=pairs, initialize=False) as client:
+            with pytest.raises(RpcError) as caught:
+                await client.request("initialize", INITIALIZE)
+        async with httpx2.AsyncClient(headers=offered, trust_env=False, timeout=20) as http:
+            answer = await http.post(site.http_url, json=body)
+    assert answer.status_code == 403 and "acp-connection-id" not in answer.headers
+    assert answer.json()["error"] == caught.value.error
+    assert caught.value.error["data"]["errorKind"] == "insufficient_scope"
 
 
 def test_an_audience_among_others(site: GatewayProcess) -> None:

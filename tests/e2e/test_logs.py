@@ -9,9 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import httpx2
 import pytest
 from agent_env import base_environment
 from gateway_process import ROOT, GatewayProcess, running_gateway
+from support.processes import until
 
 TOKEN = "the-very-own-token-of-this-daemon"
 SECRET = "Zx81-abcdefghijklmnop_9"
@@ -35,9 +35,9 @@ class Site:
         )
 
     def lines(self) -> list[dict[str, Any]]:
-        if not self.log.exists():  # it is written behind what happens
-            return []
-        return [json.loads(line) for line in self.log.read_bytes().splitlines()]
+        with suppress(FileNotFoundError):
+            return [json.loads(line) for line in self.log.read_bytes().splitlines()]
+        return []
 
     def line(self, event: str, **wanted: Any) -> dict[str, Any]:
         return until(
@@ -65,14 +65,6 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         return environment(self.home)
-
-
-def until(what: Callable[[], Any], problem: str, seconds: float = 20) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, problem
-        threading.Event().wait(0.03)
-    return found
 
 
 def environment(home: Path) -> dict[str, str]:

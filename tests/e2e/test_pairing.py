@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 from agent_env import base_environment
 from gateway_process import ROOT, GatewayProcess
 from support.openapi import BY_NAME, validator
-from support.processes import gateway
+from support.processes import gateway, rss
 
 from acp_gateway.core.identity import Scope
 from acp_gateway.core.pairing import PER_MINUTE, TRIES
 from acp_gateway.token_store import TokenStore
+from acp_gateway.transports.request_body import OPEN_LIMIT, OPEN_TIMEOUT
 
 DAEMON = "the-daemons-own-token"
 
@@ -138,7 +143,7 @@ def test_guessing_goes_on_for_nobody(site: GatewayProcess, store: TokenStore) ->
 
 
 @pytest.mark.parametrize(
-    "code", [None, 123456, ["1"], {"a": 1}, "", "x" * 100_000, "１２３４５６", "\ud800", "000000\0"]
+    "code", [None, 123456, ["1"], {"a": 1}, "", "x" * 4000, "１２３４５６", "\ud800", "000000\0"]
 )
 def test_what_is_no_code(site: GatewayProcess, code: Any) -> None:
     offered(site)
@@ -194,3 +199,68 @@ def test_without_a_token_there_is_nothing_to_pair(tmp_path: Path) -> None:
     with gateway(tmp_path.resolve()) as open_site:
         answer = ask(open_site, "POST", "/pair/code", json={})
         assert (answer.status_code, answer.json()["code"]) == (401, "token_required")
+
+
+# ---- what a stranger can send --------------------------------------------------------------------
+
+STRANGERS = 40
+PIECE = b"x" * 65536
+
+
+def begun(site: GatewayProcess, line: str, *headers: str) -> socket.socket:
+    """A stranger's request without the end of its body."""
+    where = urlsplit(site.url)
+    stream = socket.create_connection((where.hostname, where.port), 20)
+    lines = (f"{line} HTTP/1.1", f"Host: {where.netloc}", *headers, "", "")
+    stream.sendall("\r\n".join(lines).encode())
+    return stream
+
+
+def answered(stream: socket.socket) -> int:
+    """The status, once it is there."""
+    return int(stream.recv(65536).split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize("line", ["POST /pair", "PUT /pair", "POST /health", "POST /readyz"])
+def test_a_strangers_body_is_not_kept(site: GatewayProcess, line: str) -> None:
+    """Forty of them, each with most of what somebody with a token may send."""
+    ask(site, "GET", "/health")
+    before = rss(site.process.pid)
+    chunk = b"%x\r\n%b\r\n" % (len(PIECE), PIECE)
+    with ExitStack() as stack:
+        streams = []
+        for _ in range(STRANGERS):
+            stream = begun(site, line, "Transfer-Encoding: chunked")
+            streams.append(stack.enter_context(closing(stream)))
+            stream.settimeout(0.2)
+            with suppress(OSError):  # nobody reads it any more
+                for _ in range(120):
+                    stream.sendall(chunk)
+        grown = rss(site.process.pid) - before
+        assert grown < 30 * 1024 * 1024, grown
+    assert ask(site, "GET", "/capabilities", DAEMON).status_code == 200
+
+
+@pytest.mark.parametrize("size", [OPEN_LIMIT + 1, 9_000_000])
+def test_a_code_is_small(site: GatewayProcess, size: int) -> None:
+    answer = ask(site, "POST", "/pair", content=b" " * size)
+    assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
+    assert str(OPEN_LIMIT) in answer.json()["error"]
+    assert guess(site, "000000", name="x" * 64)[0] == 403
+
+
+def test_a_strangers_body_has_little_time(site: GatewayProcess) -> None:
+    with closing(begun(site, "POST /pair", "Content-Length: 100")) as stream:
+        stream.sendall(b"{")
+        began = time.monotonic()
+        assert answered(stream) == 408
+        assert time.monotonic() - began < OPEN_TIMEOUT + 3
+
+
+def test_who_has_to_wait_need_not_send_a_body(site: GatewayProcess) -> None:
+    for _ in range(PER_MINUTE):
+        assert guess(site, "000000")[0] == 403
+    with closing(begun(site, "POST /pair", "Content-Length: 100")) as stream:
+        began = time.monotonic()
+        assert answered(stream) == 429
+        assert time.monotonic() - began < OPEN_TIMEOUT - 1

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,16 +20,15 @@ import httpx2
 import pytest
 import trustme
 from gateway_process import ROOT, GatewayProcess
+from support.loopback import serving
+from support.plain_acp import asker
 from support.processes import eventually, gateway, workspace_of
 from support.tools import need
 from websockets.sync.client import connect
 
-from acp_gateway.config import Settings
-
 DEADLINE = 20.0
 DEPLOY = ROOT / "deploy"
 TOKEN = "sesame"
-NAMED = "public_url" in {field.name for field in attrs.fields(Settings)}
 KINDS = ("nginx", "haproxy")
 
 
@@ -149,16 +146,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def site(base: Path) -> Iterator[GatewayProcess]:
     named = ("--public-url", "https://gateway.example", "--trusted-proxy", "127.0.0.1")
-    with gateway(base, "--token", TOKEN, *(named if NAMED else ())) as made:
+    with gateway(base, "--token", TOKEN, *named) as made:
         yield made
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def proxy(request: pytest.FixtureRequest, base: Path, site: GatewayProcess) -> Iterator[Proxy]:
     port = urlsplit(site.url).port or 0
-    # Without a public URL the gateway goes by the names of the loopback alone.
-    host = "gateway.example" if NAMED else f"localhost:{port}"
-    with proxied(request.param, base / request.param, port, host) as made, made.client() as http:
+    place = base / request.param
+    with proxied(request.param, place, port, "gateway.example") as made, made.client() as http:
         # HAProxy has to have checked that the gateway is there.
         assert eventually(lambda: http.get("/health").status_code == 200, DEADLINE)
         yield made
@@ -207,24 +203,14 @@ def test_a_websocket(proxy: Proxy, base: Path) -> None:
         additional_headers={"Authorization": f"Bearer {TOKEN}"},
         max_size=None,
     ) as client:
-        updates = 0
-
-        def ask(id: int, method: str, params: dict[str, Any]) -> dict[str, Any]:
-            nonlocal updates
-            request = {"jsonrpc": "2.0", "id": id, "method": method, "params": params}
-            client.send(json.dumps(request))
-            while True:
-                message = json.loads(client.recv(DEADLINE))
-                updates += message.get("method") == "session/update"
-                if message.get("id") == id and "method" not in message:
-                    return dict(message["result"])
-
+        heard: list[dict[str, Any]] = []
+        ask = asker(client, heard)
         ask(1, "initialize", {"protocolVersion": 1})
-        made = ask(2, "session/new", {"cwd": str(workspace_of(base)), "mcpServers": []})
+        made = ask(2, "session/new", {"cwd": str(workspace_of(base)), "mcpServers": []})["result"]
         prompt = [{"type": "text", "text": "/chunks 2000 100"}]
         ended = ask(3, "session/prompt", {"sessionId": made["sessionId"], "prompt": prompt})
-        assert ended["stopReason"] == "end_turn"
-        assert updates >= 2000
+        assert ended["result"]["stopReason"] == "end_turn"
+        assert sum(each["method"] == "session/update" for each in heard) >= 2000
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -245,26 +231,19 @@ def test_forwarded_headers_cannot_be_forged(kind: str, tmp_path: Path) -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        with (
-            proxied(kind, tmp_path / "p", server.server_address[1], "gateway.example") as proxy,
-            proxy.client() as http,
-        ):
-            assert eventually(lambda: http.get("/").status_code == 200, DEADLINE)
-            forged = {
-                "X-Forwarded-For": "6.6.6.6",
-                "X-Forwarded-Proto": "gopher",
-                "X-Forwarded-Host": "evil.example",
-                "Forwarded": "for=6.6.6.6",
-            }
-            assert http.get("/headers", headers=forged).status_code == 200
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(5)
+    with (
+        serving(Upstream) as port,
+        proxied(kind, tmp_path / "p", port, "gateway.example") as proxy,
+        proxy.client() as http,
+    ):
+        assert eventually(lambda: http.get("/").status_code == 200, DEADLINE)
+        forged = {
+            "X-Forwarded-For": "6.6.6.6",
+            "X-Forwarded-Proto": "gopher",
+            "X-Forwarded-Host": "evil.example",
+            "Forwarded": "for=6.6.6.6",
+        }
+        assert http.get("/headers", headers=forged).status_code == 200
     told = seen[-1]
     assert told["host"] == ["gateway.example"]
     assert told["x-forwarded-for"] == ["127.0.0.1"]

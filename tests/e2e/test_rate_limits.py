@@ -215,3 +215,20 @@ def test_the_environment_turns_it_on_and_the_log_tells(tmp_path: Path) -> None:
         ]
         assert [line["suppressed"] for line in told] == [0, 98]
         assert {(line["tier"], line["caller"]) for line in told} == {("read", "127.0.0.1")}
+
+
+def test_no_spelling_of_a_path_costs_less(tmp_path: Path) -> None:
+    """The map of routes would take each of these for the same route."""
+    with limited(tmp_path, prompt=1) as site, rest(site) as http:
+        session_id = http.post("/session", json={"cwd": str(workspace_of(tmp_path))}).json()[
+            "sessionId"
+        ]
+        body = {"prompt": [{"type": "text", "text": "/chunks 2 10"}]}
+        path = f"/session/{session_id}/prompt"
+        assert http.post(path, json=body).status_code == 202
+        for spelt in ("/" + path, "//" + path, "/%2F" + path[1:], "/%2f/" + path[1:]):
+            answer = http.post(f"{site.url}{spelt}", json=body)
+            assert (answer.status_code, answer.json()["code"]) == (404, "route_not_found"), spelt
+        refused(http.post(path.replace("prompt", "p%72ompt"), json=body), "prompt", 1)
+        assert http.get(f"{site.url}//capabilities").status_code == 404
+        assert http.post(f"{site.url}//acp", json={}).status_code == 404

@@ -21,7 +21,8 @@ import pytest
 import trustme
 from agent_env import base_environment
 from gateway_process import ROOT, GatewayProcess, running_gateway
-from support.processes import eventually, gateway, workspace_of
+from support.plain_acp import asker
+from support.processes import eventually, gateway, until, workspace_of
 from websockets.sync.client import connect
 
 DEADLINE = 20.0
@@ -97,7 +98,7 @@ def test_what_can_change_does_and_the_rest_is_named(site: Site) -> None:
     assert (limits["maxSessions"], limits["sessionIdleTimeoutMs"]) == (1, 7500)
     assert limits["maxPendingPromptsPerSession"] == 3, "a flag stays"
     assert "host" in site.issues()["restart_required"]
-    assert site.log("reloaded")[-1]["restart_required"] == ["host"]
+    assert until(lambda: site.log("reloaded"))[-1]["restart_required"] == ["host"]
     made = site.http.post("/session", json={"cwd": str(workspace_of(site.base))})
     session = made.json()["sessionId"]
     assert made.status_code == 200
@@ -142,8 +143,7 @@ def test_an_invalid_configuration_changes_nothing(site: Site, what: str) -> None
     assert body["code"] == "invalid_configuration" and told in body["error"]
     assert body["remedy"] and body["source"]
     assert site.limits() == before
-    assert eventually(lambda: site.log("reload_refused"), DEADLINE)
-    assert site.log("reload_refused")[-1]["source"] == body["source"]
+    assert until(lambda: site.log("reload_refused"))[-1]["source"] == body["source"]
     site.made.process.send_signal(signal.SIGHUP)
     assert eventually(lambda: len(site.log("reload_refused")) == 2, DEADLINE)
     assert site.limits() == before
@@ -160,15 +160,7 @@ def test_agents_for_new_sessions(site: Site) -> None:
     cwd = str(workspace_of(site.base))
     old = site.http.post("/session", json={"cwd": cwd}).json()["sessionId"]
     with connect(site.made.ws_url, additional_headers=AUTH) as socket:
-
-        def ask(id: int, method: str, params: dict[str, Any]) -> dict[str, Any]:
-            request = {"jsonrpc": "2.0", "id": id, "method": method, "params": params}
-            socket.send(json.dumps(request))
-            while True:
-                message = json.loads(socket.recv(DEADLINE))
-                if message.get("id") == id and "method" not in message:
-                    return dict(message)
-
+        ask = asker(socket)
         ask(1, "initialize", {"protocolVersion": 1})
         python = json.dumps(sys.executable)
         body = site.reload(
@@ -304,6 +296,7 @@ def test_a_renewed_certificate_without_a_dropped_connection(tmp_path: Path) -> N
             refused = site.reload()
             assert refused.status_code == 422
             assert refused.json()["source"] == "flag --tls-cert"
+            assert str(pem) in refused.json()["error"]
             assert presented(made.url, context) == first
             made.process.send_signal(signal.SIGHUP)
             assert eventually(lambda: len(site.log("reload_refused")) == 2, DEADLINE)

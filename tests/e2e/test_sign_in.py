@@ -6,7 +6,7 @@ import json
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from agent_env import base_environment
 from gateway_process import GatewayProcess, running_gateway
 from support.auth_server import ACCESS, REFRESH, SECRETS, USER_CODE, AuthServer, write_config
 from support.openapi import BY_NAME, validator
+from support.processes import until
 
 TOKEN = "the-daemon-token"
 FLOWS = "/workspace/auth/device-flow"
@@ -47,19 +48,13 @@ class Site:
         return body
 
     def ended(self, flow: str, seconds: float = 30) -> dict[str, Any]:
-        return until(lambda: (body := self.get(flow))["status"] in TERMINAL and body, seconds)
+        return until(
+            lambda: (body := self.get(flow))["status"] in TERMINAL and body, seconds=seconds
+        )
 
     def clear(self) -> None:
         for each in self.http.get("/workspace/auth/status").json()["pendingDeviceFlows"]:
             self.call("DELETE", f"{FLOWS}/{each['deviceFlowId']}")
-
-
-def until(what: Callable[[], Any], seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := what()):
-        assert time.monotonic() < deadline, f"never true within {seconds} s"
-        time.sleep(0.05)
-    return value
 
 
 class Reader:
@@ -84,8 +79,11 @@ class Reader:
         assert not self._thread.is_alive()
 
     def _read(self) -> None:
+        # Silence looks like a stream that broke: it goes on where the last one ended.
+        last = max((each.get("id", 0) for each in self.frames), default=0)
+        headers = {"last-event-id": str(last)} if self._open.is_set() else {}
         try:
-            with self._site.http.stream("GET", self._path, timeout=1) as response:
+            with self._site.http.stream("GET", self._path, timeout=1, headers=headers) as response:
                 self._open.set()
                 for line in response.iter_lines():
                     self.text += line + "\n"

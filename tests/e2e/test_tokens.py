@@ -54,9 +54,8 @@ def store(base: Path) -> TokenStore:
 
 @pytest.fixture(scope="module")
 def site(base: Path, store: TokenStore) -> Iterator[GatewayProcess]:
-    with gateway(
-        base, "--max-sessions", "100", token=DAEMON, tokens_file=store.path, max_connections=200
-    ) as made:
+    flags = ("--max-sessions", "100", "--enable-session-shell")
+    with gateway(base, *flags, token=DAEMON, tokens_file=store.path, max_connections=200) as made:
         yield made
 
 
@@ -304,6 +303,71 @@ async def test_a_body_that_outlives_its_token_is_refused(
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+async def test_a_request_ends_with_its_token(
+    base: Path, site: GatewayProcess, store: TokenStore, cwd: Path, how: str
+) -> None:
+    """However long it would take; what it began belongs to the gateway."""
+    ends = time.time() + 2.0 if how == "expired" else None
+    name, token = made(store, "admin", expires_at=ends)
+    with trio.fail_after(DEADLINE):
+        async with AsyncExitStack() as stack:
+            owner = await connect(stack, site, "ws", DAEMON)
+            http = await stack.enter_async_context(rest(site, token))
+            body = {"cwd": str(cwd), "sessionScope": "thread"}
+            opened = (await http.post("/session", json=body)).json()
+            session, me = opened["sessionId"], {"X-Qwen-Client-Id": opened["clientId"]}
+            await owner.load(cwd, session)
+            path = f"/session/{session}"
+            prompt = {"prompt": [{"type": "text", "text": "/sleep 3"}]}
+            assert (await http.post(f"{path}/prompt", json=prompt, headers=me)).status_code == 202
+            got: list[httpx2.Response] = []
+
+            async def shell() -> None:
+                command = {"command": "echo secret; sleep 6; echo secret"}
+                got.append(await http.post(f"{path}/shell", json=command, headers=me))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(shell)
+                await owner.until(lambda: owner.notices(session, "user_shell_command"))
+                assert not got
+                if ends is None:
+                    done = await trio.to_thread.run_sync(revoke_by_command, base, store, name)
+                else:
+                    done = time.monotonic() + ends - time.time()
+                await within(AT_ONCE + max(0, done - time.monotonic()), done, lambda: got)
+            assert got[0].status_code == 401 and "secret" not in got[0].text
+            assert got[0].json()["code"] == "auth_required"
+            await owner.until(lambda: owner.notices(session, "turn_complete"))
+            assert "slept 3 s" in owner.text(session)
+
+
+async def test_an_answer_that_nobody_reads_ends_with_its_token(
+    base: Path, site: GatewayProcess, store: TokenStore, cwd: Path
+) -> None:
+    name, token = made(store)
+    with trio.fail_after(DEADLINE):
+        async with AsyncExitStack() as stack:
+            owner = await connect(stack, site, "ws", DAEMON)
+            session = await owner.new(cwd)
+            await owner.begin(session, "/chunks 2000 4000")
+            await owner.until(lambda: owner.notices(session, "turn_complete"))
+            where = urlsplit(site.url)
+            sock = socket.socket()
+            stack.callback(sock.close)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect((where.hostname, where.port))
+            head = f"POST /session/{session}/load HTTP/1.1\r\nHost: {where.netloc}\r\n"
+            head += f"Authorization: Bearer {token}\r\nContent-Length: 0\r\n"
+            sock.sendall(f"{head}\r\n".encode())
+            first = await trio.to_thread.run_sync(sock.recv, 64)
+            assert first.startswith(b"HTTP/1.1 200")
+            ends = where.port, sock.getsockname()[1]
+            assert _established(*ends)
+            done = await trio.to_thread.run_sync(revoke_by_command, base, store, name)
+            await within(AT_ONCE, done, lambda: not _established(*ends))
+
+
 @pytest.mark.parametrize("kind", ["ws", "http"])
 async def test_an_expired_token_is_out_as_well(
     site: GatewayProcess, store: TokenStore, cwd: Path, kind: str
@@ -347,6 +411,33 @@ async def test_a_damaged_file_lets_nobody_in(
             assert (await http.get("/capabilities")).status_code == 401, "others may write it"
             store.path.chmod(0o600)
             store.path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("how", ["expired", "revoked"])
+def test_the_last_token_ends_and_nothing_opens(tmp_path: Path, how: str) -> None:
+    """The next start asks for a token as the one before did."""
+    store = TokenStore(tmp_path / "tokens.json")
+    name, token = made(store, "admin", expires_at=time.time() - 1 if how == "expired" else None)
+    if how == "revoked":
+        store.revoke(name)
+    with gateway(tmp_path, tokens_file=store.path) as site:
+        for given in (None, token, "anything"):
+            headers = {} if given is None else bearer(given)
+            with httpx2.Client(base_url=site.url, headers=headers, trust_env=False) as http:
+                assert http.get("/capabilities").status_code == 401
+                assert http.post("/session", json={}).status_code == 401
+        # The commands of this user have the gateway's own.
+        done = subprocess.run(
+            [sys.executable, "-m", "acp_gateway", "pair", "--json", str(site.process.pid)],
+            env={**base_environment(tmp_path / "home"), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 0, done.stderr
+        code = json.loads(done.stdout)["code"]
+        with httpx2.Client(base_url=site.url, trust_env=False) as http:
+            assert http.post("/pair", json={"code": code}).status_code == 201
 
 
 # ---- scopes --------------------------------------------------------------------------------------
@@ -422,6 +513,87 @@ async def test_every_method_asks_for_the_same_scope(
                         assert (data["httpStatus"], data["required"]) == (403, needed.word)
 
 
+async def test_only_an_admin_weakens_the_policy(tmp_path: Path) -> None:
+    """Else whoever creates a session would decide who answers for it."""
+    store = TokenStore(tmp_path / "tokens.json")
+    (_, admin), (_, other) = made(store, "admin"), made(store)
+    # (policy, quorum): may any token have it where the daemon says `consensus` of 2?
+    wishes: dict[tuple[str | None, int | None], bool] = {
+        ("first-responder", None): False,
+        ("designated", None): False,
+        ("consensus", 1): False,
+        (None, 1): False,
+        ("consensus", None): True,
+        (None, 3): True,
+        ("local-only", None): True,
+    }
+    settings = {"permission_policy": "consensus", "consensus_quorum": 2, "max_sessions": 50}
+    with (
+        gateway(tmp_path, tokens_file=store.path, **settings) as site,
+        trio.fail_after(DEADLINE),
+    ):
+        for token in (admin, other):
+            async with AsyncExitStack() as stack:
+                http = await stack.enter_async_context(rest(site, token))
+                peers = [await connect(stack, site, kind, token) for kind in ("ws", "http")]
+                for (policy, quorum), free in wishes.items():
+                    named = {"permissionPolicy": policy, "consensusQuorum": quorum}
+                    rule = {name: value for name, value in named.items() if value is not None}
+                    here = {"cwd": str(tmp_path / "workspace")}
+                    answer = await http.post(
+                        "/session", json={**here, **rule, "sessionScope": "thread"}
+                    )
+                    told = [answer.json()]
+                    assert answer.status_code == (200 if free or token == admin else 403), rule
+                    for peer in peers:
+                        params = {**here, "mcpServers": [], "_meta": {"acp_gateway": rule}}
+                        try:
+                            told.append(await peer.request("session/new", params))
+                        except RpcError as exc:
+                            told.append(exc.error["data"])
+                    for each in told:
+                        assert ("sessionId" in each) is (free or token == admin), rule
+                        assert each.get("required") == (None if free or token == admin else "admin")
+
+
+@pytest.mark.parametrize("scope", ["prompt", "approve"])
+async def test_a_mode_is_for_those_who_may_approve(
+    site: GatewayProcess, tokens: dict[Scope, str], cwd: Path, scope: str
+) -> None:
+    """In some modes the agent asks nobody: who may not answer may not choose one either."""
+    token, may = tokens[Scope[scope.upper()]], scope == "approve"
+    with trio.fail_after(DEADLINE):
+        async with AsyncExitStack() as stack:
+            http = await stack.enter_async_context(rest(site, token))
+            peer = await connect(stack, site, "ws", token)
+            session = await peer.new(cwd)
+            option = {"sessionId": session, "configId": "mode", "value": "auto"}
+            changes = {
+                "session/set_mode": {"sessionId": session, "modeId": "auto"},
+                "session/set_config_option": option,
+                "_qwen/session/approval_mode": {"sessionId": session, "mode": "yolo"},
+                "session/new": {**new(cwd), "approvalMode": "yolo"},
+            }
+            for method, params in changes.items():
+                try:
+                    await peer.request(method, params)
+                    data: dict[str, Any] = {}
+                except RpcError as exc:
+                    data = exc.error["data"]
+                assert data.get("required") == (None if may else "approve"), (method, data)
+            posts = {
+                f"/session/{session}/approval-mode": {"mode": "yolo"},
+                "/session": {"cwd": str(cwd), "sessionScope": "thread", "approvalMode": "yolo"},
+            }
+            for path, body in posts.items():
+                answer = await http.post(path, json=body)
+                assert answer.status_code == (200 if may else 403), answer.text
+                assert answer.json().get("required") == (None if may else "approve")
+            # The model is everybody's who may prompt.
+            answer = await http.post(f"/session/{session}/model", json={"modelId": "none"})
+            assert answer.status_code != 403
+
+
 async def test_a_reader_is_neither_asked_nor_heard(
     site: GatewayProcess, tokens: dict[Scope, str], cwd: Path
 ) -> None:
@@ -436,6 +608,7 @@ async def test_a_reader_is_neither_asked_nor_heard(
                 await client.load(cwd, session)
             await owner.begin(session, "/write note.txt hello")
             await approver.until(approver.questions)
+            await owner.until(lambda: owner.notices(session, "permission_request"))
             asked = owner.notices(session, "permission_request")[0]["requestId"]
             # They see that a question is open, and what becomes of it.
             for client in (reader, prompter):

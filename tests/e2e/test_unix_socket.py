@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from agent_env import base_environment
 from gateway_process import ROOT, GatewayProcess
+from support.plain_acp import asker
 from support.processes import gateway, workspace_of
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import unix_connect
@@ -119,20 +120,12 @@ def test_who_comes_over_it_is_local(site: GatewayProcess, base: Path, path: Path
 
 def test_acp_over_a_websocket(site: GatewayProcess, base: Path, path: Path) -> None:
     with unix_connect(str(path), "ws://localhost/acp") as socket:
-
-        def ask(id: int, method: str, params: dict[str, Any]) -> dict[str, Any]:
-            request = {"jsonrpc": "2.0", "id": id, "method": method, "params": params}
-            socket.send(json.dumps(request))
-            while True:
-                message = json.loads(socket.recv(DEADLINE))
-                if message.get("id") == id and "method" not in message:
-                    return dict(message["result"])
-
+        ask = asker(socket)
         ask(1, "initialize", {"protocolVersion": 1})
-        made = ask(2, "session/new", {"cwd": str(workspace_of(base)), "mcpServers": []})
+        made = ask(2, "session/new", {"cwd": str(workspace_of(base)), "mcpServers": []})["result"]
         prompt = [{"type": "text", "text": "/chunks 20 100"}]
         ended = ask(3, "session/prompt", {"sessionId": made["sessionId"], "prompt": prompt})
-        assert ended["stopReason"] == "end_turn"
+        assert ended["result"]["stopReason"] == "end_turn"
 
 
 def command(base: Path, *argv: str, input: str | None = None) -> subprocess.CompletedProcess[str]:

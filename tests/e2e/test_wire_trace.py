@@ -15,8 +15,10 @@ from gateway_process import GatewayProcess, running_gateway
 from support import transport_imports  # noqa: F401
 from websockets.sync.client import connect
 
+from acp_gateway.core.identity import Scope
 from acp_gateway.runtime.redact import REDACTED
 from acp_gateway.runtime.wire_trace import FRAME_BYTES, Frame, render
+from acp_gateway.token_store import TokenStore
 from acp_gateway.transports.wire_tap import ws_payloads
 from acp_gateway.wire.frames import ws_text
 
@@ -204,3 +206,65 @@ def test_a_line_shows_what_turns_text_round() -> None:
     line = render(Frame(1.0, 1, "client", "in", "x", 9, b"\xff\x1b\xe2\x80\xaeabc"))
     assert line.isascii() or "\u202e" not in line.decode()
     assert b"\x1b" not in line and b"\n" not in line
+
+
+def hidden(data: bytes, size: int = -1) -> dict[str, Any]:
+    size = len(data) if size < 0 else size
+    return dict(json.loads(render(Frame(1.0, 1, "client", "in", "x", size, data, "code"))))
+
+
+def test_a_member_that_is_a_secret_only_there() -> None:
+    told = hidden(b'{"c\\u006fde":"123456","name":"phone"}')
+    assert told["frame"] == {"code": REDACTED, "name": "phone"}
+    assert hidden(b'{"code":["1","2"]}')["frame"] == {"code": REDACTED}
+    for odd in (b'"123456"', b"123456", b'[{"code":"123456"}]'):
+        assert hidden(odd)["frame"] == REDACTED
+    for odd in (b'{"code":"123456"', b"code=123456", b"\xff123456"):
+        assert hidden(odd)["text"] == REDACTED
+    assert hidden(b'{"code":"123456","x":"', 10**6)["text"] == REDACTED
+
+
+def test_no_live_token_and_no_code_is_told(tmp_path: Path) -> None:
+    """Neither in the log, nor on stderr, nor in the trace: of named tokens, of the one that the
+    daemon made for itself, and of a pairing."""
+    here, run = tmp_path.resolve(), tmp_path / "run"
+    run.mkdir(mode=0o700)
+    (here / "work").mkdir()
+    trace, journal = here / "wire.jsonl", here / "log.jsonl"
+    store = TokenStore(here / "tokens.json")
+    named, _ = store.create("named", Scope.ADMIN)
+    environment = base_environment(here / "home") | {"XDG_RUNTIME_DIR": str(run)}
+    arguments = ["--agent", "demo", "--trace-wire", str(trace), "--log-file", str(journal)]
+    arguments += ["--tokens-file", str(store.path), "--public-url", "https://gw.example/base"]
+    secrets = [named]
+    with running_gateway(here / "work", environment, arguments) as gateway:
+        (info,) = run.rglob(f"{gateway.process.pid}.json")
+        made = json.loads(info.read_text())["token"]
+        headers = {"authorization": f"Bearer {made}"}
+        with httpx2.Client(
+            base_url=gateway.url, trust_env=False, timeout=30, headers=headers
+        ) as http:
+            secrets.append(made)
+            for path in ("", "/base"):
+                code = http.post(f"{path}/pair/code", json={"name": "phone"}).json()["code"]
+                wrong = f"{(int(code) + 1) % 10**6:06}"
+                assert http.post(f"{path}/pair", json={"code": wrong}).status_code == 403
+                assert http.post(f"{path}/pair", content=f'{{"code":"{code}"').status_code == 400
+                paired = http.post(f"{path}/pair", json={"code": code}).json()["token"]
+                assert http.post(f"{path}/pair/code", json={"scope": "root"}).status_code == 400
+                secrets += [code, wrong, paired]
+            for token in (made, named, paired):
+                assert http.get(f"/nothing/{token}").status_code == 404
+                http.post("/session", json={"cwd": f"/{token}"})
+        assert gateway.stop() == 0
+        told = {"log": journal.read_text(), "stderr": gateway.stderr_tail()}
+    told["trace"] = trace.read_text()
+    for place, text in told.items():
+        for secret in secrets:
+            # Six digits may stand in a time as well.
+            shown = f'"{secret}"' if secret.isdecimal() else secret
+            assert shown not in text and f'\\"{secret}' not in text, place
+    assert "/nothing/[redacted]" in told["log"] and "/nothing/[redacted]" in told["trace"]
+    answers = [each["frame"] for each in frames(trace) if isinstance(each.get("frame"), dict)]
+    assert [each for each in answers if each.get("name") == "phone" and "scope" in each]
+    assert {"pairing_failed", "invalid_request"} <= {each.get("code") for each in answers}

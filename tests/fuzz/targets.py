@@ -16,7 +16,8 @@ from acp_gateway.core.envelope import sse_envelopes
 from acp_gateway.core.event_ring import Kind, Record
 from acp_gateway.core.path_boundary import absolute, client_path, inside
 from acp_gateway.protocol.errors import ErrorKind, FileError, GatewayError
-from acp_gateway.transports.guards import OPEN_PATHS, Head, Policy, decide, token_digest
+from acp_gateway.token_store import token_digest
+from acp_gateway.transports.guards import OPEN_PATHS, Head, Policy, decide
 from acp_gateway.wire import large_line
 from acp_gateway.wire.json_codec import JsonError, dumps, loads, valid_utf8
 from acp_gateway.wire.jsonrpc import (

@@ -24,6 +24,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "peers" / "event_names.mjs"
 ONLY_OURS = {
     "agent_notification": "what agents other than qwen tell on their own account",
     "session_created": "of the workspace's stream, which the Qwen daemon has not",
+    "workspace_files_changed": "as session_created; the Qwen daemon does not look at files",
 }
 ONLY_THEIRS = {
     "channel_delivery_result": "messengers, which the gateway has no part in",

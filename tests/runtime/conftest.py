@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from support.deadline import deadline  # noqa: F401
+
 from acp_gateway.runtime import agent_process
 from acp_gateway.runtime.session_feed import SessionFeed
-
-TEST_DEADLINE = 120
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    """A test that hangs fails, also under a clock that stands still."""
-
-    def expired(*_: object) -> None:
-        raise TimeoutError(f"the test took more than {TEST_DEADLINE} s")
-
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.alarm(TEST_DEADLINE)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from support.event_reader import hub_of
@@ -14,6 +15,7 @@ from support.fake_agent import FakePool, fake_manager, start
 from support.runtime_rig import make_rig, obedient, settings
 from trio.testing import MockClock
 
+from acp_gateway.core.identity import DAEMON, NOBODY, OPEN, Identity, Kind
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.loop_lag import OFTEN, SELDOM, LoopLag
 from acp_gateway.runtime.machine import Disk, ProcessFacts
@@ -66,6 +68,34 @@ async def test_numbers_that_cannot_be_collected_are_a_503(
     # Without deep nothing is collected.
     assert (await ask(hub, report.health))[1]["status"] == "ok"
     assert (await ask(hub, report.health, deep="0"))[1]["status"] == "ok"
+
+
+@pytest.mark.parametrize("loopback", [True, False])
+@pytest.mark.parametrize("require_auth", [True, False])
+async def test_who_may_see_numbers(tmp_path: Path, loopback: bool, require_auth: bool) -> None:
+    made = settings(require_auth=require_auth, token="t")
+    hub = hub_of(make_rig(tmp_path, [obedient(tmp_path / "log")], made).manager)
+    hub.policy = attrs.evolve(hub.policy, loopback=loopback)
+    nothing = Identity(kind=Kind.JWT, name="x")
+    refused = (ErrorKind.AUTH_REQUIRED, ErrorKind.INSUFFICIENT_SCOPE)
+    guarded = require_auth or not loopback
+    for identity, kind in (
+        (NOBODY, refused[0]),
+        (nothing, refused[1]),
+        (DAEMON, None),
+        (OPEN, None),
+    ):
+        caller = Caller(identity=identity)
+        for deep in ("1", "true", "", True):
+            call = Call(hub=hub, caller=caller, params={"deep": deep})
+            if guarded and kind is not None:
+                with pytest.raises(GatewayError) as caught:
+                    await report.health(call)
+                assert caught.value.kind is kind
+            else:
+                assert "sessions" in await report.health(call)
+        plain = Call(hub=hub, caller=caller, params={})
+        assert set(await report.health(plain)) == {"status", "version"}
 
 
 async def test_readiness(hub: Hub) -> None:

@@ -12,7 +12,7 @@ TEST_DEADLINE = 180
 
 @pytest.fixture(autouse=True)
 def deadline() -> Iterator[None]:
-    """A test that hangs fails."""
+    """A test that hangs fails, also under a clock that stands still."""
 
     def expired(*_: object) -> None:
         raise TimeoutError(f"the test took more than {TEST_DEADLINE} s")

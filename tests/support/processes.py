@@ -95,6 +95,13 @@ def eventually(what: Callable[[], Any], seconds: float) -> Any:
     return value
 
 
+def until(what: Callable[[], Any], problem: str = "it never came", seconds: float = 20.0) -> Any:
+    """The first true value of ``what``; without one the test fails."""
+    value = eventually(what, seconds)
+    assert value, problem
+    return value
+
+
 def status(made: GatewayProcess, token: str | None = None) -> dict[str, Any]:
     """``GET /status`` as JSON."""
     headers = {"Accept": "application/json"}

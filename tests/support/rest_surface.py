@@ -302,10 +302,16 @@ class Surface:
         if not self.call("session_status", session).body["hasActivePrompt"]:
             mark = self.tap.mark()
             self.prompt(session, client, "slow")
-            self._wait(
-                lambda: any(each.method == "session/prompt" for each in self.tap.since(mark)),
-                "the turn did not begin",
-            )
+
+            def begun() -> bool:
+                if any(each.method == "session/prompt" for each in self.tap.since(mark)):
+                    return True
+                if not self.call("session_status", session).body["hasActivePrompt"]:
+                    # It was given to an agent that was dying.
+                    self.prompt(session, client, "slow")
+                return False
+
+            self._wait(begun, "the turn did not begin")
 
     def settle(self, session: str) -> None:
         """Waits until the session has nothing to do."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,6 +68,85 @@ def test_names_that_only_sound_alike_are_no_credentials(name: str) -> None:
 def test_a_url_with_a_password_is_a_credential_unless_it_is_a_proxy() -> None:
     environ = {"DATABASE_URL": "postgres://me:pw@db/x", "HTTPS_PROXY": "http://me:pw@proxy:3128"}
     assert set(select(environ, ("*",))) == {"HTTPS_PROXY"}
+
+
+VALUES = {
+    "GIT_CONFIG_PARAMETERS": "'http.https://h/.extraheader=AUTHORIZATION: basic dXNlcjpodW50ZXIy'",
+    "GIT_HTTP_USER_AGENT": "x Basic dXNlcjpodW50ZXIy",
+    "PIP_EXTRA_INDEX_URL": "https://s3cr3t-t0ken@host.example/simple",
+    "PIP_INDEX_URL": "HTTPS://s3cr3t-t0ken:@host.example/simple",
+    "UV_INDEX": "git+https://s3cr3t@host.example/x",
+    "OTEL_EXPORTER_OTLP_HEADERS": "x-honeycomb-team=s3cr3t",
+    "OTEL_RESOURCE_ATTRIBUTES": "authorization=Bearer%20s3cr3t",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "authorization=Bearer s3cr3t-t0ken",
+    "NODE_OPTIONS": "--require x --token=s3cr3t-t0ken",
+    "NODE_NOTE": "PRIVATE-TOKEN: s3cr3t-t0ken",
+    "npm_config_note": "bearer s3cr3t-t0ken",
+    "POETRY_NOTE": "apikey: s3cr3t-t0ken",
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_credential_under_a_harmless_name(name: str) -> None:
+    environ = {name: VALUES[name]}
+    assert not select(environ, ("*", name)) and not shell_environment(environ).keys() & {name}
+    for profile in KNOWN_AGENTS.values():
+        assert name not in profile.environment(environ)
+    assert select(environ, (), (name,)) == environ, "where it is named"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DOCKER_HOST", "ssh://me@build.example"),
+        ("PIP_INDEX_URL", "https://host.example/simple"),
+        ("PIP_INDEX_URL", "https://host.example/@scope/simple"),
+        ("GIT_SSH_COMMAND", "ssh -i ~/.ssh/id me@host"),
+        ("NODE_OPTIONS", "--max-http-header-size=16384 --max-old-space-size=4096"),
+        ("XDG_NOTE", "basic settings, a bearer of news"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318"),
+        ("GIT_AUTHOR_EMAIL", "me@host.example"),
+        ("GIT_CONFIG_KEY_0", "safe.directory"),
+    ],
+)
+def test_values_that_only_look_alike(name: str, value: str) -> None:
+    assert not looks_secret(name, value)
+
+
+def test_proxies_pass_with_their_credentials() -> None:
+    environ = {"HTTP_PROXY": "http://user:pw@host:1", "https_proxy": "http://t0ken@host:1"}
+    for profile in KNOWN_AGENTS.values():
+        assert environ.items() <= profile.environment(environ).items()
+    assert environ.items() <= shell_environment(environ).items()
+
+
+def test_what_is_left_of_gits_settings_is_whole(tmp_path: Path) -> None:
+    """git refuses to do anything when one of the numbers has no key or no value."""
+    pairs = [
+        ("user.name", "Ann"),
+        ("http.extraHeader", "AUTHORIZATION: basic dXNlcjpodW50ZXIy"),
+        ("url.https://s3cr3t@host.example/.insteadOf", "https://host.example/"),
+        ("http.https://host.example/.extraheader", "X-Anything: s3cr3t"),
+        ("safe.directory", "*"),
+    ]
+    environ = {"GIT_CONFIG_COUNT": str(len(pairs)), "PATH": os.environ["PATH"]}
+    for number, (key, value) in enumerate(pairs):
+        environ |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    seen = shell_environment(environ) | {"HOME": str(tmp_path)}
+    assert "s3cr3t" not in str(seen) and "dXNlc" not in str(seen)
+    command = ["git", "config", "--list", "--name-only"]
+    done = subprocess.run(command, env=seen, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == ["user.name", "safe.directory"]
+    named = shell_environment(environ, ("GIT_CONFIG_*",))
+    assert environ.items() <= named.items()
+
+
+@pytest.mark.parametrize("count", ["", "x", "-1", "9999999999", "٣", "2"])
+def test_odd_counts_of_gits_settings(count: str) -> None:
+    environ = {"GIT_CONFIG_COUNT": count, "GIT_CONFIG_KEY_0": "a.b"}
+    seen = select(environ, ("GIT_*",))
+    assert seen == (environ if count != "2" else {"GIT_CONFIG_COUNT": "0"})
 
 
 def test_a_shell_has_what_tools_need_and_no_keys_of_models() -> None:

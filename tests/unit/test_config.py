@@ -361,16 +361,18 @@ def test_config_imports_no_runtime_and_typed_settings_late() -> None:
 
 
 def test_a_named_token_is_a_token(load: Load, tmp_path: Path) -> None:
-    """Enough to listen to others and for require_auth; an expired one is none."""
+    """Enough to listen to others and for require_auth; also when it has ended, as tokens are asked
+    for until the file is deleted."""
     file = tmp_path / "tokens.json"
     store = TokenStore(file)
-    store.create("old", Scope.ADMIN, expires_at=1.0)
     for asked in ({"host": "0.0.0.0"}, {"require_auth": True}):
         with pytest.raises(ConfigError, match="token"):
             load(tokens_file=str(file), **asked)
-        store.create("new", Scope.READ)
+        store.create("old", Scope.ADMIN, expires_at=1.0)
         assert load(tokens_file=str(file), **asked).settings.token is None
-        store.revoke("new")
+        store.revoke("old")
+        assert load(tokens_file=str(file), **asked).settings.token is None
+        file.unlink()
 
 
 def test_an_issuer_needs_all_that_names_it(load: Load) -> None:

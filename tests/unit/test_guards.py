@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from acp_gateway.config import is_loopback
 from acp_gateway.config_access import public_url
 from acp_gateway.protocol.errors import ErrorKind
+from acp_gateway.token_store import token_digest
 from acp_gateway.transports import guards
 from acp_gateway.transports.guards import (
     OPEN_PATHS,
@@ -22,7 +23,6 @@ from acp_gateway.transports.guards import (
     decide,
     is_preflight,
     subprotocol,
-    token_digest,
 )
 
 PORT = 4170

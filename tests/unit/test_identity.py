@@ -66,7 +66,7 @@ def test_what_a_row_asks_for(row: object) -> None:
         assert needed is None
     elif row.access is Access.STRICT or row.name == "permission_audit":
         assert needed is Scope.ADMIN
-    elif "permission" in row.name:
+    elif "permission" in row.name or row.name == "session_approval_mode":
         assert needed is Scope.APPROVE
     elif row.method == "GET" or row.name in READS_THAT_ARE_NO_GET:
         assert needed is Scope.READ
@@ -91,9 +91,15 @@ def test_what_a_method_asks_for() -> None:
         "authenticate",
         "logout",
     }
+    assert {name for name, scope in found.items() if scope is Scope.APPROVE} == {
+        "session/set_mode",
+        "session/set_config_option",
+    }
     # What nobody has thought of changes something.
-    for name in ("_vendor/x", "session/new_thing", "", "_qwen/no/such"):
+    for name in ("_vendor/x", "session/new_thing", ""):
         assert required_by_acp(name) is Scope.PROMPT
+    # An agent may know it, and then does what is a strict row here.
+    assert required_by_acp("_qwen/no/such") is Scope.ADMIN
 
 
 def test_an_identity_shows_no_secret() -> None:

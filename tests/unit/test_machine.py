@@ -50,6 +50,8 @@ def test_an_agent_is_told_with_what_it_started() -> None:
         assert each.rss_bytes is not None and 60_000_000 < each.rss_bytes < 200_000_000
         assert each.open_fds is not None and each.open_fds >= 3
         assert each.cpu_seconds is not None and each.cpu_seconds >= 0
+        assert each.disk_read is not None and each.disk_read >= 0
+        assert each.disk_written is not None and each.disk_written >= 0
     assert process_facts([alone.pid]) == {}  # it has ended
     assert process_facts([]) == {}
 

@@ -580,3 +580,22 @@ def test_the_ring_keeps_the_newest() -> None:
 def test_a_limit_is_a_whole_number(limit: Any) -> None:
     with pytest.raises(ValueError, match="whole number"):
         AuditRing().query(limit=limit)
+
+
+def test_which_rule_is_as_strict_as_another() -> None:
+    first, designated, local = (
+        Rule(policy=policy)
+        for policy in (Policy.FIRST_RESPONDER, Policy.DESIGNATED, Policy.LOCAL_ONLY)
+    )
+    half, two, three = (Rule(policy=Policy.CONSENSUS, quorum=n) for n in (None, 2, 3))
+    every = (first, designated, half, two, three, local)
+    stricter = {
+        first: every,
+        designated: (designated, local),
+        half: (half, local),  # a number may be less than half of those who are there
+        two: (two, three, local),
+        three: (three, local),
+        local: (local,),
+    }
+    for rule, enough in stricter.items():
+        assert tuple(each for each in every if each.at_least(rule)) == enough, rule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +14,12 @@ from acp_gateway.runtime import redact as module
 from acp_gateway.runtime.redact import (
     REDACTED,
     clean,
-    forget_secret,
     redact,
     redact_value,
     remember_secret,
     visible,
 )
+from acp_gateway.token_store import PREFIX
 
 SECRET = "Zx81-abcdefghijklmnop_9"
 
@@ -132,22 +133,43 @@ def test_secrets_are_taken_out(line: str) -> None:
         "ASIAIOSFODNN7EXAMPLE",
         "AGE-SECRET-KEY-1QQPQYQSZQGPQYQSZQGPQYQSZQGPQYQSZQGP",
         "123456789:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw1",
+        "acpgw_" + "Zx81-abcdefghijklmnop_" * 2,
+        "acpgw_" + "-_Zx81abcdefghijklmnop",
     ],
 )
 def test_what_is_a_secret_by_its_look(secret: str) -> None:
     assert redact(f"found {secret} here") == "found [redacted] here"
 
 
-def test_a_remembered_secret_is_taken_out_whatever_it_looks_like() -> None:
+def test_a_named_token_within_something_else() -> None:
+    token = f"{PREFIX}{secrets.token_urlsafe(32)}"
+    for text in (f"/x/{token}", f"a%3D{token}%26", f"'{token}'", f"x{token}", token):
+        assert token[6:] not in redact(text) and "[redacted]" in redact(text)
+
+
+def test_the_codes_of_a_sign_in_go_by_name() -> None:
+    state = {
+        "userCode": "ABCD-EFGH",
+        "verificationUri": "https://issuer.example/device",
+        "verificationUriComplete": "https://issuer.example/device/ABCD-EFGH",
+        "device_code": "xyzxyz",
+    }
+    told = redact_value({"result": {"view": state}})["result"]["view"]
+    assert told == {
+        **dict.fromkeys(state, REDACTED),
+        "verificationUri": "https://issuer.example/device",
+    }
+
+
+def test_a_remembered_secret_is_taken_out_whatever_it_looks_like(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_known", [])
     assert redact("it is correct horse") == "it is correct horse"
     remember_secret("correct horse")
-    try:
-        assert redact("it is correct horse") == "it is [redacted]"
-        remember_secret("a")  # too short: it would eat the log
-        assert redact("a b") == "a b"
-    finally:
-        forget_secret("correct horse")
-    assert redact("it is correct horse") == "it is correct horse"
+    assert redact("it is correct horse") == "it is [redacted]"
+    remember_secret("a")  # too short: it would eat the log
+    assert redact("a b") == "a b"
 
 
 @pytest.mark.parametrize(

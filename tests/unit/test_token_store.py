@@ -16,7 +16,7 @@ from acp_gateway import token_store
 from acp_gateway.config import ConfigError
 from acp_gateway.core.identity import Kind, Scope
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
-from acp_gateway.token_store import PREFIX, TokenFileError, TokenStore, digest, parse_expiry
+from acp_gateway.token_store import PREFIX, TokenFileError, TokenStore, parse_expiry, token_digest
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_made_kept_and_taken_away(store: TokenStore) -> None:
     token, made = store.create("laptop", Scope.PROMPT, expires_at=time.time() + 60)
     assert token.startswith(PREFIX) and len(token) == len(PREFIX) + 43
     assert store.read() == (made,)
-    assert made.sha256 == digest(token) and token not in store.path.read_text()
+    assert made.sha256 == token_digest(token) and token not in store.path.read_text()
     assert repr(made.sha256) not in repr(made)
     one = made.identity
     assert (one.name, one.scope, one.kind) == ("laptop", Scope.PROMPT, Kind.NAMED)
@@ -68,6 +68,18 @@ def test_names_that_are_none(store: TokenStore, name: Any) -> None:
     with pytest.raises(GatewayError) as caught:
         store.create(name, Scope.READ)
     assert caught.value.kind is ErrorKind.INVALID_TOKEN_NAME and not store.path.exists()
+
+
+def test_it_is_there_until_it_is_deleted(store: TokenStore) -> None:
+    assert not store.there
+    store.create("a", Scope.READ, expires_at=time.time() - 1)
+    assert store.there
+    store.revoke("a")
+    assert store.there and not store.read()
+    store.path.unlink()
+    assert not store.there
+    store.path.symlink_to("gone")
+    assert store.there
 
 
 def test_an_expired_one_makes_room(store: TokenStore) -> None:

@@ -6,17 +6,13 @@ methods and those of the routes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from acp_gateway.core.device_effects import Owner
 from acp_gateway.core.device_flow import Flow
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.device_flow import SignIns
-from acp_gateway.transports.operations.call import Call, Reply, bad_request
-
-NO_STORE: Final[Mapping[str, str]] = MappingProxyType({"cache-control": "no-store"})
+from acp_gateway.transports.operations.call import NO_STORE, Call, Reply, bad_request
 
 
 def _sign_ins(call: Call) -> SignIns:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 
@@ -17,6 +18,9 @@ from acp_gateway.runtime.sessions import SessionManager
 
 if TYPE_CHECKING:
     from acp_gateway.transports.hub import Hub
+
+NO_STORE: Final[Mapping[str, str]] = MappingProxyType({"cache-control": "no-store"})
+"""Headers of an answer that is nobody else's."""
 
 
 @attrs.frozen(kw_only=True)

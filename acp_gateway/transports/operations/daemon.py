@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Final
+from typing import Any
 
 from acp_gateway import __version__
 from acp_gateway.core.mediator import Policy
@@ -11,8 +11,6 @@ from acp_gateway.protocol.extensions import features
 from acp_gateway.protocol.schema_files import OPENAPI, load_document
 from acp_gateway.transports.operations.call import Call
 from acp_gateway.transports.operations.files import check_client
-
-NO_STORE: Final = {"cache-control": "no-store"}
 
 
 def workspace_id(root: str) -> str:

@@ -14,12 +14,12 @@ from acp_gateway.core.identity import WORDS, Kind
 from acp_gateway.core.pairing import DIGITS, LIFETIME, Offer, TooMany
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.token_store import checked_name, iso
-from acp_gateway.transports.operations.call import Call, Reply, bad_request
+from acp_gateway.transports.hub import Hub
+from acp_gateway.transports.operations.call import NO_STORE, Call, Reply, bad_request
 
 log = structlog.get_logger("acp_gateway.tokens")
 
 LONGEST: Final = 10 * 365 * 86400
-_NO_STORE: Final = {"cache-control": "no-store"}
 
 
 async def create_code(call: Call) -> Any:
@@ -54,9 +54,25 @@ async def create_code(call: Call) -> Any:
             "loopback": policy.loopback,
             "tls": settings.tls_cert is not None,
         },
-        "publicUrl": getattr(settings, "public_url", None),
+        "publicUrl": settings.public_url,
     }
-    return Reply(body=body, headers=_NO_STORE)
+    return Reply(body=body, headers=NO_STORE)
+
+
+def check_limit(hub: Hub) -> None:
+    """Raises ``pairing_limit_exceeded``."""
+    many = hub.pairing.wait(trio.current_time())
+    if many is not None:
+        raise _refusal(many)
+
+
+def _refusal(many: TooMany) -> GatewayError:
+    return GatewayError(
+        ErrorKind.PAIRING_LIMIT,
+        "Too many codes were tried in this minute",
+        remedy="wait a minute, and ask for a new code with `acp-gateway pair`",
+        retryAfterMs=round(many.wait * 1000),
+    )
 
 
 async def pair(call: Call) -> Any:
@@ -67,12 +83,7 @@ async def pair(call: Call) -> Any:
         checked_name(wish)
     worth = call.hub.pairing.redeem(code.strip(), trio.current_time())
     if isinstance(worth, TooMany):
-        raise GatewayError(
-            ErrorKind.PAIRING_LIMIT,
-            "Too many codes were tried in this minute",
-            remedy="wait a minute, and ask for a new code with `acp-gateway pair`",
-            retryAfterMs=round(worth.wait * 1000),
-        )
+        raise _refusal(worth)
     if worth is None:
         log.warning("pairing_refused")
         raise GatewayError(
@@ -102,4 +113,4 @@ async def pair(call: Call) -> Any:
         "scopes": list(made.identity.scopes),
         "expiresAt": None if expires_at is None else iso(expires_at),
     }
-    return Reply(body=body, headers=_NO_STORE)
+    return Reply(body=body, headers=NO_STORE)

@@ -15,9 +15,8 @@ from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.session import Session
 from acp_gateway.runtime.session_catalog import iso
 from acp_gateway.runtime.session_control import ask_qwen, is_user_question
-from acp_gateway.transports.operations.call import Call, Reply, bad_request
+from acp_gateway.transports.operations.call import NO_STORE, Call, Reply, bad_request
 from acp_gateway.transports.operations.cursors import bad_cursor, from_cursor, to_cursor
-from acp_gateway.transports.operations.daemon import NO_STORE
 from acp_gateway.transports.operations.lists import summary
 
 MAX_EVENTS: Final = 500

@@ -13,12 +13,14 @@ import trio
 
 from acp_gateway import __version__
 from acp_gateway.config_access import ANY_ORIGIN
+from acp_gateway.core.identity import Kind, Scope
 from acp_gateway.protocol.errors import ErrorKind, GatewayError
 from acp_gateway.runtime.session_catalog import iso
+from acp_gateway.transports.guards import unauthorized
 from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.operations import web_shell
-from acp_gateway.transports.operations.call import Call, Reply
-from acp_gateway.transports.operations.daemon import NO_STORE, capabilities
+from acp_gateway.transports.operations.call import NO_STORE, Call, Reply
+from acp_gateway.transports.operations.daemon import capabilities
 from acp_gateway.transports.operations.issues import issues_of, worst
 from acp_gateway.transports.operations.status_parts import (
     activity,
@@ -39,10 +41,19 @@ SECTION_TIMEOUT: Final = 10.0
 
 
 async def health(call: Call) -> Any:
-    """Shallow: that the gateway answers at all. ``deep``: with counters, 503 when they fail."""
+    """Shallow: that the gateway answers at all. ``deep``: with counters, 503 when they fail.
+
+    Raises ``auth_required`` and ``insufficient_scope`` for the counters, which tell what goes on:
+    without a token they are for programs of this machine, and not with ``require_auth``.
+    """
     deep = call.params.get("deep")
     if deep not in (True, "1", "true", ""):
         return {"status": "ok", "version": __version__}
+    identity, hub = call.caller.identity, call.hub
+    if hub.settings.require_auth or not hub.policy.loopback:
+        if identity.kind is Kind.NOBODY:
+            raise unauthorized()
+        identity.demand(Scope.READ)
     try:
         return _deep_health(call.hub)
     except Exception:  # whatever it is, the answer to a probe says that something is wrong

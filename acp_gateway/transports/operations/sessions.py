@@ -53,13 +53,14 @@ async def create(call: Call) -> Any:
     mode = params.get("approvalMode")
     if mode is not None:
         session_control.check_mode_word(mode)
+        session_control.check_wished_mode(mode, call.caller.identity)
     asked: dict[str, Any] = {"cwd": cwd, "mcpServers": params.get("mcpServers") or []}
     session, attached = await manager.create_or_attach(
         asked,
         profile_of(call),
         shared=scope != "thread" and wanted is None,
         session_id=wanted,
-        rule=session_control.read_rule(params, manager.desk.rule),
+        rule=session_control.read_rule(params, manager.desk.rule, call.caller.identity),
     )
     if session.halted:
         await session.agent()  # its agent had died: an attach brings it back

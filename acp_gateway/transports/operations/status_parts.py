@@ -82,6 +82,8 @@ def _agent_row(host: AgentHost, machine: Machine) -> dict[str, Any]:
         "cpuMs": None if cpu is None else round(cpu * 1000),
         "openFds": None if facts is None else facts.open_fds,
         "processes": None if facts is None else facts.processes,
+        "diskReadBytes": None if facts is None else facts.disk_read,
+        "diskWrittenBytes": None if facts is None else facts.disk_written,
         "bytesIn": host.read_bytes,
         "bytesOut": host.written_bytes,
     }

@@ -28,6 +28,7 @@ from acp_gateway.transports.hub import Hub
 from acp_gateway.transports.operations.access import check_access
 from acp_gateway.transports.operations.call import Call, Caller, Reply
 from acp_gateway.transports.operations.files import HEADERS as FILE_HEADERS
+from acp_gateway.transports.operations.pairing import check_limit
 from acp_gateway.transports.operations.table import HANDLERS
 from acp_gateway.wire.json_codec import JsonError, dumps, loads
 
@@ -86,6 +87,8 @@ class Routes:
         )
 
     def _find(self, method: str, path: str) -> Found | None:
+        if not is_usual(path):
+            return None
         try:
             name, parameters = self._paths.match(path, method)
         except HTTPException:
@@ -98,6 +101,8 @@ class Routes:
         identity = asked.identity
         params = dict(path)
         if row.method not in ("GET", "DELETE"):
+            if row.name == "pair":
+                check_limit(self._hub)  # a stranger who has to wait need not send anything
             params = {**_object(await asked.body(), asked.headers), **params}
             # A body may take its time, and its sender may have lost its token meanwhile.
             self._hub.policy.keyring.check(identity)
@@ -125,6 +130,12 @@ class Routes:
         if reply.raw is not None:
             return Answer(status, reply.raw, tuple(reply.headers.items()))
         return Answer(status, dumps(reply.body), (*JSON, *reply.headers.items()))
+
+
+def is_usual(path: str) -> bool:
+    """Does it begin with one slash? The map of paths does not look at how many there are, while
+    guards and rate limits take a path as it is: what they do not know must not be served."""
+    return path[:1] == "/" and path[1:2] != "/"
 
 
 def _werkzeug_parameter(match: re.Match[str]) -> str:
