@@ -58,6 +58,8 @@ QUEUED_MESSAGES: Final = 8
 PING_FRAME: Final = b"\x89\x00"
 CLOSE_TIMEOUT: Final = 5.0
 REVOKED_TIMEOUT: Final = 0.5
+SHUTDOWN_TIMEOUT: Final = 1.0
+GOING_AWAY: Final = 1001
 _VIOLATIONS: Final = frozenset({1002, 1003, 1007, 1009})
 
 
@@ -121,7 +123,11 @@ class WebSocketPeer(AcpConnection):
     @property
     def patience(self) -> float:
         """Seconds that it gets to take the close frame and to answer it."""
-        return REVOKED_TIMEOUT if self.revoked else CLOSE_TIMEOUT
+        if self.revoked:
+            return REVOKED_TIMEOUT
+        # A second signal may have ended the library's reader: no answer would be seen.
+        goes_away = self.kicked is not None and self.kicked[0] == GOING_AWAY
+        return SHUTDOWN_TIMEOUT if goes_away else CLOSE_TIMEOUT
 
     def is_kicked(self) -> bool:
         return self.kicked is not None
