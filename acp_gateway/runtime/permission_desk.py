@@ -63,8 +63,10 @@ class PermissionTally:
 
 
 class PermissionDesk:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shared: AuditLog | None = None) -> None:
+        """``shared``: the audit of everything; ``permission_audit`` may name a file beside it."""
         self._settings = settings
+        self._shared = shared
         self.rule: Rule
         """For sessions that have none of their own."""
         self.audit = AuditRing()
@@ -84,8 +86,10 @@ class PermissionDesk:
         policy, quorum = Policy(settings.permission_policy), settings.consensus_quorum
         self.rule = Rule(policy=policy, quorum=quorum or None)
         self._timeout = settings.permission_timeout
-        named = (settings.permission_audit, settings.audit_log)
-        self._files = [AuditLog(path) for path in dict.fromkeys(named) if path is not None]
+        shared, own = self._shared, settings.permission_audit
+        self._files = [] if shared is None else [shared]
+        if own is not None and (shared is None or own != shared.path):
+            self._files.append(AuditLog(own))
 
     def forget(self, session: Session) -> None:
         """The session has ended; nothing more is published to it."""

@@ -81,7 +81,7 @@ class SessionManager:
         self.draining = False
         self.asks_for_token = False
         """Clients come in with a token. Set by whoever lets them in."""
-        self.desk = PermissionDesk(settings)
+        self.desk = PermissionDesk(settings, workspace.audit)
         self.client_ids = ClientIds()
         self._budget = RingBudget(settings.total_ring_bytes)
         self.ledger = Ledger()

@@ -62,6 +62,8 @@ class Workspace:
         self.roots = tuple(Path(os.path.realpath(root)) for root in roots)
         self.trusted = trusted
         self.rules = RuleBook()
+        self.audit = audit
+        """Where accesses to files, and all else that is audited, are written."""
         self.records = FileRecords(self, audit, raw_paths=raw_paths)
         self.watch = WatchState()
         self._limiter = trio.CapacityLimiter(AGENT_THREADS)
