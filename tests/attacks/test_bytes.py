@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack, closing, suppress
 
 import pytest
-from support.attacked import DEADLINE, Site, ask
+from support.attacked import DEADLINE, UPGRADE, Site, ask
 from websockets.exceptions import ConnectionClosed
 
 BODY = b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":1}}'
@@ -100,13 +100,7 @@ def test_heads(site: Site, data: bytes) -> None:
 
 def test_slow_heads_bodies_and_frames(site: Site) -> None:
     """Hundreds that say a byte now and then: the user is served, and in the end they are gone."""
-    upgrade = site.head(
-        "GET /acp HTTP/1.1",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-    )
+    upgrade = site.head("GET /acp HTTP/1.1", *UPGRADE)
     begun = {
         "heads": b"GET /daemon/status HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ",
         "bodies": site.head(
@@ -183,13 +177,7 @@ FRAMES: dict[str, bytes] = {
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
 def test_frames(site: Site, frame: bytes) -> None:
-    upgrade = site.head(
-        "GET /acp HTTP/1.1",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-    )
+    upgrade = site.head("GET /acp HTTP/1.1", *UPGRADE)
     answer = site.raw(upgrade, frame)
     assert site.statuses(answer) == [101]
     assert b'"result"' not in answer

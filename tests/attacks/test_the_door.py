@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from support.attacked import TOKEN, Site
+from support.attacked import TOKEN, UPGRADE, Site
 from websockets.exceptions import InvalidStatus
 
 from acp_gateway.protocol.extensions import OPERATIONS
@@ -43,12 +43,6 @@ STRANGE_ORIGINS = (
     "http://127.0.0.1:{port}@evil.example",
     "chrome-extension://abcdefgh",
     "http://127.0.0.1:{port}, https://evil.example",
-)
-UPGRADE = (
-    "Connection: Upgrade",
-    "Upgrade: websocket",
-    "Sec-WebSocket-Version: 13",
-    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 )
 
 

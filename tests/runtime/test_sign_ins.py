@@ -275,19 +275,25 @@ async def test_a_poll_that_raises(
         assert CODE not in str(lines) and CODE not in str(s.events)
 
 
+def polls_hang(s: Site) -> trio.Event:
+    """Until they are given up, which sets the event."""
+    gone = trio.Event()
+
+    async def hangs() -> Outcome:
+        try:
+            await trio.sleep_forever()
+        finally:
+            gone.set()
+
+    s.calls.poll_with = hangs
+    return gone
+
+
 @pytest.mark.usefixtures("_jumps")
 async def test_expiry_ends_a_poll(tmp_path: Path, autojump_clock: Any) -> None:
     async with site(tmp_path) as s:
         s.calls.lifetime, s.calls.interval = 30, 20
-        gone = trio.Event()
-
-        async def hangs() -> Outcome:
-            try:
-                await trio.sleep_forever()
-            finally:
-                gone.set()
-
-        s.calls.poll_with = hangs
+        gone = polls_hang(s)
         flow, _ = await s.sign_ins.start("a", ME)
         await trio.sleep(31)
         assert flow.status is Status.EXPIRED and gone.is_set() and s.kinds[-1] == "failed"
@@ -296,15 +302,7 @@ async def test_expiry_ends_a_poll(tmp_path: Path, autojump_clock: Any) -> None:
 @pytest.mark.usefixtures("_jumps")
 async def test_cancel_ends_a_poll(tmp_path: Path, autojump_clock: Any) -> None:
     async with site(tmp_path) as s:
-        gone = trio.Event()
-
-        async def hangs() -> Outcome:
-            try:
-                await trio.sleep_forever()
-            finally:
-                gone.set()
-
-        s.calls.poll_with = hangs
+        gone = polls_hang(s)
         flow, _ = await s.sign_ins.start("a", ME)
         await trio.sleep(6)
         assert s.sign_ins.cancel(flow.id, OTHER) is False

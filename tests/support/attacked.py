@@ -20,6 +20,12 @@ SECRET = "nobody outside may read this"
 DEADLINE = 20.0
 MOST_MEMORY = 300 * 1024 * 1024
 CHUNKS = 30
+UPGRADE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
 
 
 @attrs.define
